@@ -1,0 +1,68 @@
+"""What the model packages share: backends, adapters, training, data and checkpoint layouts.
+
+`get` returns a backend (MLX or PyTorch). Neither framework is imported before it is asked for.
+"""
+
+from backends import blas
+from backends.base import Backend
+from backends.errors import InputError, missing_extra
+
+__all__ = ["Backend", "InputError", "get"]
+
+blas.preload()
+
+
+def get(name: str = "auto", device: str | None = None) -> Backend:
+    """Return the backend `name`: "mlx", "torch" or "auto".
+
+    "auto" is MLX where MLX has a GPU, else PyTorch where that has CUDA, else MLX (PyTorch where only that is there).
+    `device` is a PyTorch device such as "cuda:0" or "cpu"; MLX follows `mx.set_default_device`.
+    Raises InputError for an unknown name or a framework that is not installed.
+    """
+    if name == "auto":
+        name = _automatic()
+    if name == "mlx":
+        return _mlx(device)
+    if name == "torch":
+        return _torch(device)
+    raise InputError(f"--backend {name}: expected one of mlx, torch, auto")
+
+
+def _mlx(device: str | None) -> Backend:
+    try:
+        import mlx.core  # noqa: F401
+    except ImportError as error:
+        raise missing_extra("mlx", "cpu") from error
+    from backends.mlx_backend import MLXBackend
+
+    if device is not None:
+        raise InputError(f"--device {device}: only for --backend torch; MLX uses its default device")
+    return MLXBackend()
+
+
+def _torch(device: str | None) -> Backend:
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise missing_extra("torch", "torch") from error
+    from backends.torch_backend import TorchBackend
+
+    return TorchBackend.on(device)
+
+
+def _automatic() -> str:
+    try:
+        import mlx.core as mx
+    except ImportError:
+        return "torch"
+    if mx.default_device() == mx.Device(mx.gpu):
+        return "mlx"
+    return "torch" if _cuda_is_there() else "mlx"
+
+
+def _cuda_is_there() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.is_available()

@@ -1,0 +1,106 @@
+"""Commands from dataclasses: flags, --config files, and one-line errors with exit code 2."""
+
+import contextlib
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+
+from backends import blas
+from backends.errors import InputError
+
+Options = TypeVar("Options")
+
+
+def run(main: Callable[[Options], object], options: type[Options], argv: Sequence[str] | None = None) -> None:
+    """Parse the command line into `options` and call `main`.
+
+    Bad input ends with one line on standard error and exit code 2. Hyphens and underscores in flags are the same.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        parsed = parse(options, argv)
+        if note := blas.hint():
+            print(note, file=sys.stderr)
+        main(parsed)
+    except InputError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def parse(options: type[Options], argv: Sequence[str]) -> Options:
+    """Parse flags, after those of a `--config` file if `options` has such a field. Raises InputError in one line."""
+    argv = list(argv)
+    if "config" in {field.name for field in fields(options)}:  # type: ignore[arg-type]
+        argv = _config_flags(options, argv) + argv
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(options, args=argv, description=options.__doc__)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise InputError(_one_line(errors.getvalue())) from None
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _one_line(text: str) -> str:
+    """tyro's framed message as one line."""
+    inner = re.sub(r"[╭╮╰╯│─]", " ", re.sub(r"\x1b\[[0-9;]*m", "", text))
+    inner = " ".join(inner.split())
+    return re.sub(r"\s*For full helptext, run .*", "; see --help", inner)
+
+
+def _config_flags(options: type, argv: Sequence[str]) -> list[str]:
+    """The flags that stand for the JSON file given with --config, if any."""
+    path = None
+    for index, flag in enumerate(argv):
+        if flag == "--config" and index + 1 < len(argv):
+            path = Path(argv[index + 1])
+        elif flag.startswith("--config="):
+            path = Path(flag.removeprefix("--config="))
+    return (
+        [] if path is None else [flag for name, value in _config(options, path).items() for flag in _flag(name, value)]
+    )
+
+
+def _config(options: type, path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--config {path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(f"--config {path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"--config {path}: expected a JSON object of options")
+    known = {field.name for field in fields(options)}
+    content = {name.replace("-", "_"): value for name, value in content.items()}
+    for name in content:
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            raise InputError(
+                f"--config {path}: unknown option {name!r}" + (f", did you mean {close[0]!r}?" if close else "")
+            )
+    return content
+
+
+def _flag(name: str, value: object) -> list[str]:
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag[2:]}"]
+    if isinstance(value, list):
+        return [flag, *map(str, value)]
+    return [flag, str(value)]

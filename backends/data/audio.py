@@ -1,0 +1,73 @@
+"""Audio files as mono float32 at a given rate, and back."""
+
+from pathlib import Path
+
+import audiofile
+import numpy as np
+import soxr
+
+from backends.atomic import write_atomically
+from backends.errors import InputError
+
+FORMATS = (".wav", ".flac", ".ogg", ".mp3")
+
+
+def read(path: Path | str, rate_hz: int) -> np.ndarray:
+    """Return the file's audio as float32 (samples,), channels averaged, resampled to `rate_hz`.
+
+    Raises InputError that names the file if it is missing, empty, not readable as audio, or holds NaN or infinity.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(f"{path}: no such audio file")
+    try:
+        signal, file_rate_hz = audiofile.read(str(path), always_2d=True, dtype="float32")
+    except (RuntimeError, OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: not readable as audio ({_first_line(error)}); expected WAV, FLAC, OGG or MP3"
+        ) from error
+    return prepare(signal, int(file_rate_hz), rate_hz, source=str(path))
+
+
+def prepare(signal: np.ndarray, rate_hz: int, to_hz: int, source: str = "audio") -> np.ndarray:
+    """Check a signal (samples,) or (channels, samples), average its channels and resample it to `to_hz`."""
+    mono = np.asarray(signal, dtype=np.float32)
+    mono = mono.mean(axis=0) if mono.ndim == 2 else mono
+    if mono.ndim != 1:
+        raise InputError(f"{source}: expected (samples,) or (channels, samples), found shape {mono.shape}")
+    if mono.size == 0:
+        raise InputError(f"{source}: holds no audio samples")
+    if not np.isfinite(mono).all():
+        raise InputError(f"{source}: holds NaN or infinite samples; export it again")
+    if rate_hz != to_hz:
+        mono = soxr.resample(mono, rate_hz, to_hz, quality="HQ").astype(np.float32)
+    return mono
+
+
+def duration_s(path: Path | str) -> float:
+    """Length of an audio file in seconds. Raises InputError where it cannot be read."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(f"{path}: no such audio file")
+    try:
+        return float(audiofile.duration(str(path)))
+    except (RuntimeError, OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: not readable as audio ({_first_line(error)}); expected WAV, FLAC, OGG or MP3"
+        ) from error
+
+
+def write(path: Path | str, samples: np.ndarray, rate_hz: int) -> Path:
+    """Write (samples,) or (channels, samples), limited to [-1, 1], as 16-bit PCM; the suffix names the format."""
+    path = Path(path).expanduser()
+    if path.suffix.lower() not in FORMATS:
+        raise InputError(f"{path}: expected a name that ends in {', '.join(FORMATS)}")
+    limited = np.clip(np.asarray(samples, dtype=np.float32), -1.0, 1.0)
+    try:
+        return write_atomically(path, lambda staging: audiofile.write(str(staging), limited, rate_hz))
+    except RuntimeError as error:
+        raise InputError(f"{path}: cannot be written ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

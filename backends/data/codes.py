@@ -1,0 +1,42 @@
+"""Codec codes of audio files, computed once and kept on disk by content and codec."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from backends.atomic import sha256, write_atomically
+
+
+def default_cache() -> Path:
+    """$AUDIOSMITH_CACHE, else audiosmith in $XDG_CACHE_HOME or ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("AUDIOSMITH_CACHE") or Path(base) / "audiosmith")
+
+
+@dataclass(frozen=True)
+class CodeCache:
+    """Codes (K, T) of audio files for one codec, under `directory`/codes/<codec identity>/<content hash>.npy."""
+
+    encode: Callable[[Path], np.ndarray]
+    identity: str
+    directory: Path
+
+    def __call__(self, path: Path) -> np.ndarray:
+        """The codes of an audio file, int32 (K, T); encodes it only if its content is new to this codec."""
+        file = self.directory / "codes" / self.identity[:16] / f"{sha256(path)}.npy"
+        codes = _read(file)
+        if codes is None:
+            codes = np.ascontiguousarray(self.encode(path), dtype=np.int32)
+            write_atomically(file, lambda staging: np.save(staging, codes, allow_pickle=False))
+        return codes
+
+
+def _read(file: Path) -> np.ndarray | None:
+    """The cached array, or None where there is none or it is damaged."""
+    try:
+        return np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None

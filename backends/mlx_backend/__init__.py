@@ -1,0 +1,69 @@
+"""The MLX side of the waist; `backends.torch_backend` is its mirror."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from backends.base import Arrays, Batch, Leaf, LoRASpec, Memory, Metrics, OptimSpec, Terms, World
+from backends.mlx_backend import files, lora, memory, parameters, step
+from backends.mlx_backend.world import world
+
+
+class MLXBackend:
+    """Satisfies `backends.base.Backend` for `mlx.nn` modules."""
+
+    name = "mlx"
+
+    @property
+    def world(self) -> World:
+        return world()
+
+    @property
+    def has_gpu(self) -> bool:
+        return mx.default_device() == mx.Device(mx.gpu)
+
+    def linears(self, model: Any) -> dict[str, Leaf]:
+        return lora.linears(model)
+
+    def adapt(self, model: Any, names: Iterable[str], spec: LoRASpec, seed: int = 0) -> None:
+        lora.adapt(model, names, spec, seed)
+
+    def fuse(self, model: Any) -> None:
+        lora.fuse(model)
+
+    def train_only(self, model: Any, keep: Callable[[str], bool]) -> None:
+        parameters.train_only(model, keep)
+
+    def parameters(self, model: Any) -> Arrays:
+        return parameters.parameters(model)
+
+    def trainable(self, model: Any) -> Arrays:
+        return parameters.trainable(model)
+
+    def load(self, model: Any, arrays: Arrays, *, strict: bool = True) -> None:
+        parameters.load(model, arrays, strict=strict)
+
+    def train_step(
+        self, model: Any, terms: Terms, optim: OptimSpec, *, seed: int = 0, compile: bool = False
+    ) -> step.Step:
+        return step.Step(model, terms, optim, self.world, seed=seed, compile=compile)
+
+    def eval_step(self, model: Any, terms: Terms) -> Callable[[Batch], Metrics]:
+        return step.eval_step(model, terms)
+
+    def write(self, path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> None:
+        files.write(path, arrays, metadata)
+
+    def read(self, path: Path) -> tuple[Arrays, dict[str, str]]:
+        return files.read(path)
+
+    def fingerprint(self, arrays: Arrays) -> str:
+        return files.fingerprint(arrays)
+
+    def memory(self) -> Memory:
+        return memory.memory()
+
+    def reset_peak_memory(self) -> None:
+        memory.reset_peak_memory()

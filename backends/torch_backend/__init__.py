@@ -1,0 +1,86 @@
+"""The PyTorch side of the waist; `backends.mlx_backend` is its mirror."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backends.base import Arrays, Batch, Leaf, LoRASpec, Memory, Metrics, OptimSpec, Terms, World
+from backends.errors import InputError
+from backends.torch_backend import files, lora, memory, parameters, step
+from backends.torch_backend.world import world
+
+
+@dataclass(frozen=True)
+class TorchBackend:
+    """Satisfies `backends.base.Backend` for `torch.nn` modules on one device."""
+
+    device: torch.device
+    name = "torch"
+
+    @classmethod
+    def on(cls, device: str | None) -> "TorchBackend":
+        """The backend on `device` ("cuda:0", "0", "cpu"); by default CUDA where there is one, else the CPU."""
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            chosen = torch.device(f"cuda:{device}" if device.isdigit() else device)
+        except RuntimeError as error:
+            raise InputError(f"--device {device}: expected cpu, cuda, cuda:N or N") from error
+        if chosen.type == "cuda" and not torch.cuda.is_available():
+            raise InputError(f"--device {device}: PyTorch sees no CUDA device here; use --device cpu")
+        return cls(chosen)
+
+    @property
+    def world(self) -> World:
+        return world()
+
+    @property
+    def has_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    def linears(self, model: Any) -> dict[str, Leaf]:
+        return lora.linears(model)
+
+    def adapt(self, model: Any, names: Iterable[str], spec: LoRASpec, seed: int = 0) -> None:
+        lora.adapt(model, names, spec, seed)
+
+    def fuse(self, model: Any) -> None:
+        lora.fuse(model)
+
+    def train_only(self, model: Any, keep: Callable[[str], bool]) -> None:
+        parameters.train_only(model, keep)
+
+    def parameters(self, model: Any) -> Arrays:
+        return parameters.parameters(model)
+
+    def trainable(self, model: Any) -> Arrays:
+        return parameters.trainable(model)
+
+    def load(self, model: Any, arrays: Arrays, *, strict: bool = True) -> None:
+        parameters.load(model, arrays, strict=strict)
+
+    def train_step(
+        self, model: Any, terms: Terms, optim: OptimSpec, *, seed: int = 0, compile: bool = False
+    ) -> step.Step:
+        return step.Step(model, terms, optim, self.world, self.device, seed=seed, compile=compile)
+
+    def eval_step(self, model: Any, terms: Terms) -> Callable[[Batch], Metrics]:
+        return step.eval_step(model, terms, self.device)
+
+    def write(self, path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> None:
+        files.write(path, arrays, metadata)
+
+    def read(self, path: Path) -> tuple[Arrays, dict[str, str]]:
+        return files.read(path)
+
+    def fingerprint(self, arrays: Arrays) -> str:
+        return files.fingerprint(arrays)
+
+    def memory(self) -> Memory:
+        return memory.memory(self.device)
+
+    def reset_peak_memory(self) -> None:
+        memory.reset_peak_memory(self.device)

@@ -1,0 +1,1 @@
+"""Training without a framework: the loop, schedules, checkpoints, the run's log and report."""

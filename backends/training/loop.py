@@ -1,0 +1,273 @@
+"""The one training loop: every model family and both backends."""
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from backends.base import Backend, Batch, Metrics, Task
+from backends.data.prefetch import prefetch
+from backends.errors import InputError
+from backends.training import samples, state
+from backends.training.checkpoints import Checkpoints, step_of
+from backends.training.log import MetricsLog, Window
+from backends.training.options import TrainOptions
+from backends.training.report import write_report
+from backends.training.schedule import learning_rate
+from backends.training.state import RunState
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left behind."""
+
+    step: int
+    epoch: int
+    loss: float | None  # of the last logged window
+    val_loss: float | None  # the best
+    report: Path
+    exported: Path | None
+
+
+def train(
+    backend: Backend,
+    model: Any,
+    task: Task,
+    options: TrainOptions,
+    *,
+    title: str,
+    identity: dict[str, str] | None = None,
+) -> Result:
+    """Train `model` on `task`, or continue the run that `options.output_dir` holds.
+
+    `identity` names what else must be the same to continue a run, such as {"dataset": its hash}.
+
+    Writes config.json, metrics.csv, samples/, checkpoints/step_N/, report.html and the task's exports. After kill -9 at
+    any moment the same call continues from the newest checkpoint that verifies and ends bit-identical on one backend.
+    Raises InputError where the loss stops being finite or the options differ from the run being continued.
+    """
+    return _Run(backend, model, task, options, title, identity or {}).to_the_end()
+
+
+class _Run:
+    def __init__(
+        self, backend: Backend, model: Any, task: Task, options: TrainOptions, title: str, identity: dict[str, str]
+    ):
+        self.backend, self.model, self.task, self.options, self.title = backend, model, task, options, title
+        self.chief = backend.world.rank == 0
+        self.directory = options.output_dir
+        self.config = {**json.loads(json.dumps(asdict(options), default=str)), "identity": identity}
+        self.checkpoints = Checkpoints(self.directory / "checkpoints", options.keep_last)
+        compiled = options.compile == "on" or (options.compile == "auto" and backend.has_gpu)
+        self.step = backend.train_step(model, task.terms, options.optim(), seed=options.seed, compile=compiled)
+        self.evaluate = backend.eval_step(model, task.terms)
+        self.state = self._restored()
+        self.window = Window(self.state.window, self.state.window_steps)
+        self.total = sum(task.updates(epoch) for epoch in range(1, options.epochs + 1))
+        self.last_save = self.last_log = time.monotonic()
+        self.seconds = 0.0  # of audio since the last row of the log
+        self.exported: Path | None = None
+        self.loss: float | None = None
+
+    def to_the_end(self) -> Result:
+        self._start()
+        with _interruptible() as interrupted, self._progress() as bar:
+            while self.state.epoch <= self.options.epochs and not self.state.stopped:
+                for micro_batches in prefetch(self.task.batches(self.state.epoch, self.state.position)):
+                    self._update(micro_batches, bar)
+                    if self._due(self.options.eval_every):
+                        self._evaluate()
+                    if self._due(self.options.save_every):
+                        self.exported = self._export(f"step_{self.state.step}")
+                    late, signum = self._agree(self._overdue(), interrupted())
+                    epoch_done = self.state.position == self.task.updates(self.state.epoch)
+                    if signum or not epoch_done and (late or self._due(self.options.save_every)):
+                        self._save()
+                    if signum:
+                        self._stop_here(signum)
+                    if self.state.stopped:
+                        break
+                else:
+                    self._end_epoch()
+        self._save()
+        return self._result()
+
+    def _start(self) -> None:
+        self.log = (
+            MetricsLog(self.directory / "metrics.csv", self.task.term_names, self.state.step) if self.chief else None
+        )
+        if self.chief:
+            (self.directory / "config.json").write_text(json.dumps(self.config, indent=1), encoding="utf-8")
+        if self.state.step == 0:
+            self._sample()
+        self.backend.reset_peak_memory()
+
+    def _update(self, micro_batches: list[Batch], bar: tqdm) -> None:
+        lr = learning_rate(
+            self.state.step,
+            peak=self.options.learning_rate,
+            total=self.total,
+            warmup=self.options.warmup_steps,
+            schedule=self.options.schedule,
+        )
+        weights = self.task.weights(micro_batches, self.backend.world)
+        metrics = self.step(micro_batches, weights, lr)
+        self._finite(metrics)
+        self.state = replace(self.state, step=self.state.step + 1, position=self.state.position + 1)
+        self.seconds += self.task.seconds(micro_batches)
+        self.window.add(metrics)
+        bar.update()
+        if self._due(self.options.log_every):
+            self._log(lr, bar)
+
+    def _log(self, lr: float, bar: tqdm) -> None:
+        now = time.monotonic()
+        means = self.window.mean()
+        self.loss = means["loss"]
+        speed = self.seconds / max(now - self.last_log, 1e-9)
+        peak = self.backend.memory().peak / 1e9
+        self._row({**means, "learning_rate": lr, "audio_s_per_s": speed, "peak_memory_gb": peak})
+        bar.set_postfix_str(f"loss {self.loss:.4f}, {speed:.1f} audio-s/s, peak {peak:.2f} GB")
+        self.last_log, self.seconds = now, 0.0
+
+    def _row(self, values: Metrics) -> None:
+        if self.log:
+            self.log.row({"step": self.state.step, "epoch": self.state.epoch, **values})
+
+    def _end_epoch(self) -> None:
+        if not self.options.eval_every:
+            self._evaluate()
+        self.exported = self._export(f"epoch_{self.state.epoch}")
+        self.state = replace(self.state, epoch=self.state.epoch + 1, position=0)
+        self._save()
+
+    def _evaluate(self) -> None:
+        batches = self.task.validation()
+        if batches:
+            value = validate(self.evaluate, self.task, batches, self.backend)
+            self._row({"val_loss": value})
+            self._judge(value)
+        self._sample()
+        self._report()
+
+    def _judge(self, value: float) -> None:
+        if self.state.best is None or value < self.state.best:
+            self.state = replace(self.state, best=value, stale=0)
+            self._export("best")
+            return
+        self.state = replace(self.state, stale=self.state.stale + 1)
+        if self.options.patience and self.state.stale >= self.options.patience:
+            self.state = replace(self.state, stopped=f"no better validation loss in {self.state.stale} evaluations")
+
+    def _save(self) -> None:
+        if self.chief:
+            self.state = replace(self.state, window=dict(self.window.sums), window_steps=self.window.steps)
+            state.save(self.checkpoints, self.backend, self.model, self.step, self.state, self.config)
+        self.last_save = time.monotonic()
+        self.backend.world.barrier()
+
+    def _export(self, label: str) -> Path | None:
+        return self.task.export(self.model, self.directory, label) if self.chief else None
+
+    def _sample(self) -> None:
+        if self.chief:
+            samples.keep(self.directory, self.state.step, self.task.sample(self.model, self.state.step))
+
+    def _report(self) -> None:
+        if self.chief:
+            write_report(self.directory, self.title)
+
+    def _restored(self) -> RunState:
+        if not self.options.resume and self.chief:
+            self.checkpoints.clear()
+        self.backend.world.barrier()
+        newest = self.checkpoints.newest()
+        if newest is None:
+            return RunState()
+        restored = state.restore(newest, self.backend, self.model, self.step, self.config)
+        if restored.stopped and (not self.options.patience or restored.stale < self.options.patience):
+            return replace(restored, stopped="")
+        return restored
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.state.step % every == 0
+
+    def _overdue(self) -> bool:
+        minutes = self.options.save_minutes
+        return minutes > 0 and time.monotonic() - self.last_save >= 60 * minutes
+
+    def _agree(self, late: bool, signum: int) -> tuple[bool, int]:
+        """What all ranks do together: save when the chief's clock says so, stop when any rank was told to."""
+        if self.backend.world.size == 1:
+            return late, signum
+        late_sum, signum_sum = self.backend.world.sum([float(late and self.chief), float(signum)])
+        return late_sum > 0, signum or int(signal.SIGTERM if signum_sum else 0)
+
+    def _finite(self, metrics: Metrics) -> None:
+        if math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]):
+            return
+        kept = self.checkpoints.all()
+        good = f"the newest checkpoint is step {step_of(kept[-1])}" if kept else "no checkpoint was saved yet"
+        raise InputError(
+            f"the loss became {metrics['loss']} (gradient norm {metrics['grad_norm']}) at step {self.state.step + 1}: "
+            f"lower --learning-rate or --max-norm, or look for damaged audio; {good}"
+        )
+
+    def _stop_here(self, signum: int) -> None:
+        self._report()
+        raise SystemExit(128 + signum)
+
+    def _progress(self) -> tqdm:
+        return tqdm(total=self.total, initial=self.state.step, desc="training", unit="step", disable=not self.chief)
+
+    def _result(self) -> Result:
+        self._report()
+        return Result(
+            step=self.state.step,
+            epoch=min(self.state.epoch, self.options.epochs),
+            loss=self.loss,
+            val_loss=self.state.best,
+            report=self.directory / "report.html",
+            exported=self.exported,
+        )
+
+
+def validate(evaluate: Callable[[Batch], Metrics], task: Task, batches: list[Batch], backend: Backend) -> float:
+    """The validation loss: each term's sum over all batches times its weight for all batches."""
+    share = batches[backend.world.rank :: backend.world.size]
+    weights = task.weights(share, backend.world)
+    totals = dict.fromkeys(weights, 0.0)
+    for batch in share:
+        for name, value in evaluate(batch).items():
+            totals[name] += value
+    return sum(backend.world.sum([weights[name] * total for name, total in totals.items()]))
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], int]]:
+    """Turn the first SIGINT or SIGTERM into a flag, so that the step in hand is finished and saved; a second stops."""
+    received: list[int] = []
+
+    def handle(signum: int, _frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(signum)
+        print(f"\nstopping after this step (signal {signum}); run the same command again to continue", flush=True)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: received[0] if received else 0
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,93 @@
+"""The options every training command shares. Flags, config files and --help derive from these dataclasses."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from backends.base import OptimSpec
+from backends.errors import InputError
+from backends.training.schedule import Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """How to train. A model family's options extend this with its own."""
+
+    output_dir: Path
+    """The run directory: checkpoints, metrics.csv, samples and report.html."""
+    config: Path | None = None
+    """A JSON file of options under these names; flags override it."""
+    batch_size: int = 4
+    """Clips per batch."""
+    epochs: int = 5
+    """Passes over the data."""
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """Update rule."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay; only AdamW uses it."""
+    gradient_accumulation: int = 1
+    """Batches per optimizer step; equals one batch that many times larger."""
+    max_norm: float = 1.0
+    """Clip gradients to this global norm; 0 turns clipping off."""
+    warmup_steps: int = 0
+    """Optimizer steps over which the learning rate rises."""
+    schedule: Schedule = "constant"
+    """The learning rate after warm-up; linear and cosine fall to zero at the last step."""
+    save_every: int = 100
+    """Save a checkpoint every so many optimizer steps; 0 turns it off."""
+    save_minutes: float = 10.0
+    """Also save when so many minutes have passed since the last checkpoint; 0 turns it off."""
+    keep_last: int = 2
+    """Resume checkpoints to keep."""
+    log_every: int = 10
+    """Optimizer steps per row of metrics.csv, which holds their mean."""
+    eval_every: int = 0
+    """Validate and make audio samples every so many optimizer steps; 0: after each epoch."""
+    patience: int = 0
+    """Stop after so many evaluations without a better validation loss; 0 turns it off."""
+    seed: int = 0
+    """Seed of everything random."""
+    resume: bool = True
+    """Continue from the newest checkpoint in the run directory; --no-resume starts over."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the training step; auto: on a GPU."""
+
+    def __post_init__(self) -> None:
+        at_least = {"batch_size": 1, "epochs": 1, "gradient_accumulation": 1, "keep_last": 1, "log_every": 1}
+        zero_or_more = (
+            "weight_decay",
+            "max_norm",
+            "warmup_steps",
+            "save_every",
+            "save_minutes",
+            "eval_every",
+            "patience",
+        )
+        for name, least in {**at_least, **dict.fromkeys(zero_or_more, 0)}.items():
+            if getattr(self, name) < least:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least {least}")
+        if not self.learning_rate > 0:
+            raise InputError(f"--learning-rate {self.learning_rate}: expected a positive number")
+
+    def optim(self) -> OptimSpec:
+        return OptimSpec(self.optimizer, weight_decay=self.weight_decay, max_norm=self.max_norm or None)
+
+
+# Options that may change between a run and its continuation: they do not alter what has been computed so far.
+MAY_CHANGE = frozenset(
+    [
+        "output_dir",
+        "config",
+        "epochs",
+        "save_every",
+        "save_minutes",
+        "keep_last",
+        "log_every",
+        "eval_every",
+        "patience",
+        "resume",
+        "compile",
+    ]
+)

@@ -1,0 +1,73 @@
+"""Where a run stands, and how a checkpoint holds it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backends.base import Backend, Metrics, TrainStep
+from backends.errors import InputError
+from backends.training.checkpoints import Checkpoints
+from backends.training.options import MAY_CHANGE
+
+
+@dataclass
+class RunState:
+    """The position in the run. Epochs count from 1; `position` is the number of updates done in the current epoch."""
+
+    step: int = 0
+    epoch: int = 1
+    position: int = 0
+    best: float | None = None
+    stale: int = 0  # evaluations since the best
+    window: Metrics = field(default_factory=dict)
+    window_steps: int = 0
+    stopped: str = ""  # why the run ended before its last epoch
+
+
+def save(
+    checkpoints: Checkpoints, backend: Backend, model: Any, step: TrainStep, state: RunState, config: dict
+) -> Path:
+    """Commit a checkpoint of everything that continues the run."""
+
+    def write(directory: Path) -> None:
+        backend.write(directory / "weights.safetensors", backend.trainable(model), {})
+        backend.write(directory / "optimizer.safetensors", step.state(), {})
+        payload = {"state": asdict(state), "config": config, "backend": backend.name}
+        (directory / "trainer.json").write_text(json.dumps(payload, indent=1), encoding="utf-8")
+
+    return checkpoints.save(state.step, write)
+
+
+def restore(
+    path: Path, backend: Backend, model: Any, step: TrainStep, config: dict, report: Callable[[str], None] = print
+) -> RunState:
+    """Load a verified checkpoint into the model and the step. Raises InputError where the run's options differ."""
+    payload = json.loads((path / "trainer.json").read_text(encoding="utf-8"))
+    _same_run(path, {**payload["config"], "backend": payload["backend"]}, {**config, "backend": backend.name})
+    weights, _ = backend.read(path / "weights.safetensors")
+    moments, _ = backend.read(path / "optimizer.safetensors")
+    backend.load(model, weights, strict=False)
+    step.load_state(moments)
+    state = RunState(**payload["state"])
+    report(f"resuming from {path}: step {state.step}, epoch {state.epoch}")
+    return state
+
+
+def _same_run(path: Path, saved: dict, asked: dict) -> None:
+    may_change = set(MAY_CHANGE)
+    if asked.get("schedule") != "constant":
+        may_change.discard("epochs")  # the schedule's end moves with it
+    for name, value in asked["identity"].items():
+        if saved["identity"].get(name) != value:
+            raise InputError(
+                f"the {name} has changed since {path} was saved: use another --output-dir, or --no-resume to start over"
+            )
+    for name in sorted((set(saved) | set(asked)) - may_change - {"identity"}):
+        if saved.get(name) != asked.get(name):
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{flag} is {asked.get(name)!r}, but {path} was trained with {saved.get(name)!r}: "
+                "use that value, another --output-dir, or --no-resume to start over"
+            )

@@ -1,0 +1,1 @@
+"""Fine-tuning CSM: datasets, LoRA and full fine-tuning."""

@@ -1,0 +1,270 @@
+"""Speech from text and context: `generate` and `stream_generate`."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from backends.errors import InputError
+from backends.mlx_backend.sampling import Sampler, gumbel, step_key
+from backends.seeds import mix
+from csm_mlx import tokens
+from csm_mlx.companions import codec_of, tokenizer_of
+from csm_mlx.llama import FixedCache
+from csm_mlx.model import CSM
+from csm_mlx.tokens import Segment
+
+SLOTS = 256  # the backbone's cache grows by this many positions, so that shapes change rarely
+
+Caches = list[tuple[mx.array, mx.array]]
+LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
+
+
+def generate(
+    model: CSM,
+    text: str,
+    speaker: int,
+    context: Sequence[Segment] = (),
+    max_audio_length_ms: float = 90_000,
+    *,
+    sampler: Any = None,
+    logits_processors: Sequence[LogitsProcessor] | None = None,
+    stream: Any = None,
+    seed: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> mx.array:
+    """Say `text` as `speaker` after the `context`; returns audio (samples,) at the codec's rate (24 kHz).
+
+    `sampler` is a `Sampler` (default: temperature 0.9, top-k 50) or any function from log-probabilities (B, V) to
+    tokens (B,), such as mlx-lm's; `logits_processors` (tokens so far, logits) apply to codebook 0. `stream` is an MLX
+    stream or device. With a `seed` the result repeats. `progress` is called with the number of frames so far. Stops at
+    the all-zero frame or after `max_audio_length_ms`. Raises InputError where the prompt leaves no room for it.
+    """
+    with _on(stream):
+        frames = list(
+            _frames(model, text, speaker, context, max_audio_length_ms, sampler, logits_processors, seed, progress)
+        )
+        if not frames:
+            return mx.zeros((0,))
+        return codec_of(model).decode(mx.stack(frames, axis=-1))[0]
+
+
+def stream_generate(
+    model: CSM,
+    text: str,
+    speaker: int,
+    context: Sequence[Segment] = (),
+    max_audio_length_ms: float = 90_000,
+    *,
+    sampler: Any = None,
+    logits_processors: Sequence[LogitsProcessor] | None = None,
+    stream: Any = None,
+    seed: int | None = None,
+    chunk_frames: int = 1,
+) -> Iterator[mx.array]:
+    """As `generate`, but yield the audio in chunks of `chunk_frames` frames (80 ms each) as soon as they are there.
+
+    The chunks, concatenated, are what `generate` returns with the same seed.
+    """
+    state: dict[str, mx.array] = {}
+    waiting: list[mx.array] = []
+    codec = codec_of(model)
+
+    def decoded() -> mx.array:
+        audio = codec.decode_step(mx.stack(waiting, axis=-1), state)[0]
+        mx.async_eval(audio, state)
+        waiting.clear()
+        return audio
+
+    for frame in _frames(
+        model, text, speaker, context, max_audio_length_ms, sampler, logits_processors, seed, None, stream
+    ):
+        waiting.append(frame)
+        if len(waiting) == chunk_frames:
+            with _on(stream):
+                chunk = decoded()
+            yield chunk
+    if waiting:
+        with _on(stream):
+            chunk = decoded()
+        yield chunk
+
+
+def prompt_rows(model: CSM, text: str, speaker: int, context: Sequence[Segment]) -> tuple[np.ndarray, np.ndarray]:
+    """The rows (T, K + 1) and is_audio (T,) of a prompt: the context's segments, then the text to say."""
+    K, tokenizer = model.config.codebooks, tokenizer_of(model)
+    parts = []
+    for segment in context:
+        codes = tokens.encode_audio(codec_of(model), segment.samples(model.config.mimi.sample_rate_hz))
+        parts.append((tokens.text_rows(tokenizer.encode(segment.text, segment.speaker), K), False))
+        parts.append((tokens.audio_rows(codes[:K]), True))
+    parts.append((tokens.text_rows(tokenizer.encode(text, speaker), K), False))
+    return tokens.join(parts)
+
+
+def _frames(
+    model: CSM, text: str, speaker: int, context: Sequence[Segment], max_audio_length_ms: float, sampler: Any,
+    logits_processors: Sequence[LogitsProcessor] | None, seed: int | None, progress: Callable[[int], object] | None,
+    stream: Any = None,
+) -> Iterator[mx.array]:  # fmt: skip
+    """Yield frames (1, K). The next frame is queued on the device before the host looks at this one."""
+    limit = int(max_audio_length_ms / model.config.frame_ms)
+    rows, is_audio = prompt_rows(model, text, speaker, context)
+    _check_room(model, len(rows), limit)
+    seed = mix(np.random.SeedSequence().entropy) if seed is None else seed  # type: ignore[arg-type]
+    if not isinstance(sampler, Sampler | None):
+        mx.random.seed(seed)  # such samplers draw from MLX's global generator
+    training = model.training
+    model.eval()
+    try:
+        with _on(stream):
+            run = FrameRun(model, sampler or Sampler(), logits_processors or (), seed)
+            current = run.start(rows, is_audio)
+        for count in range(1, limit + 1):
+            with _on(stream):
+                following = run.advance(current) if count < limit else current
+                ended = not current.any().item()
+            if ended:
+                return
+            if progress:
+                progress(count)
+            yield current
+            current = following
+    finally:
+        model.train(training)
+
+
+class FrameRun:
+    """One generation's state: the backbone's caches and how many of their slots are taken."""
+
+    def __init__(
+        self, model: CSM, sampler: Any, processors: Sequence[LogitsProcessor], seed: int, compile: bool | None = None
+    ):
+        self.model, self.sampler, self.processors, self.seed = model, sampler, processors, seed
+        self.history: list[mx.array] = []
+        self.caches: Caches = []
+        self.taken = 0
+        self.count = 0
+        if compile is None:
+            compile = mx.default_device() == mx.Device(mx.gpu)
+        self._step = compiled_step(model, sampler) if compile and not processors else self._eager
+
+    def start(self, rows: np.ndarray, is_audio: np.ndarray) -> mx.array:
+        """Read the prompt and return the first frame (1, K)."""
+        T = len(rows)
+        slots = -(-(T + 1) // SLOTS) * SLOTS
+        inputs = self.model.embed(mx.array(rows)[None], mx.array(is_audio)[None])
+        hidden, self.caches = _read_prompt(self.model, inputs, slots)
+        self.taken = T
+        frame = self.model.frame(hidden, self._picker(self._key()))
+        return self._queued(frame)
+
+    def advance(self, frame: mx.array) -> mx.array:
+        """Feed a frame (1, K) back and return the next one."""
+        if self.taken == self.caches[0][0].shape[2]:
+            self.caches = [(_grown(keys), _grown(values)) for keys, values in self.caches]
+        frame, self.caches = self._step(frame, self.caches, mx.array(self.taken), self._key())
+        self.taken += 1
+        return self._queued(frame)
+
+    def _queued(self, frame: mx.array) -> mx.array:
+        mx.async_eval(frame, self.caches)
+        if self.processors:
+            self.history.append(frame[:, :1])
+        return frame
+
+    def _key(self) -> mx.array:
+        self.count += 1
+        return step_key(self.seed, self.count)
+
+    def _eager(self, frame: mx.array, caches: Caches, taken: mx.array, key: mx.array) -> tuple[mx.array, Caches]:
+        return _step(self.model, frame, caches, taken, self._picker(key))
+
+    def _picker(self, key: mx.array) -> Callable[[mx.array, int], mx.array]:
+        pick = picker(self.model, self.sampler, key)
+
+        def processed(logits: mx.array, codebook: int) -> mx.array:
+            if codebook == 0:
+                past = mx.concatenate(self.history, axis=0)[:, 0] if self.history else mx.zeros((0,), mx.int32)
+                for processor in self.processors:
+                    logits = processor(past, logits)
+            return pick(logits, codebook)
+
+        return processed if self.processors else pick
+
+
+def compiled_step(model: CSM, sampler: Any) -> Callable[..., tuple[mx.array, Caches]]:
+    """A compiled frame step, kept on the model so that later generations with the same sampler reuse it."""
+    kept = model._companions.setdefault("steps", {})
+    if sampler not in kept:
+
+        def step(frame: mx.array, caches: Caches, taken: mx.array, key: mx.array) -> tuple[mx.array, Caches]:
+            return _step(model, frame, caches, taken, picker(model, sampler, key))
+
+        kept.clear()
+        kept[sampler] = mx.compile(step, inputs=[model.state, mx.random.state], outputs=mx.random.state)
+    return kept[sampler]
+
+
+def picker(model: CSM, sampler: Any, key: mx.array) -> Callable[[mx.array, int], mx.array]:
+    """`pick(logits (B, V), codebook)` for a frame whose noise comes from `key`."""
+    if not isinstance(sampler, Sampler):
+        return lambda logits, _codebook: sampler(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+    if sampler.temperature == 0:
+        return lambda logits, _codebook: mx.argmax(logits, axis=-1)
+    noise = gumbel((model.config.codebooks, 1, model.config.audio_vocab), key)
+    return lambda logits, codebook: sampler(logits, noise[codebook])
+
+
+def _step(model: CSM, frame: mx.array, caches: Caches, taken: mx.array, pick: Any) -> tuple[mx.array, Caches]:
+    """Frame (B, K) at position `taken` -> the next frame and the caches that hold this one."""
+    visible = mx.arange(caches[0][0].shape[2]) <= taken
+    layers = [FixedCache(keys, values, taken, visible) for keys, values in caches]
+    hidden = model.backbone(model.embed_frames(frame)[:, None], layers)[:, -1]
+    return model.frame(hidden, pick), [(cache.keys, cache.values) for cache in layers]
+
+
+def _read_prompt(model: CSM, inputs: mx.array, slots: int) -> tuple[mx.array, Caches]:
+    """Run the backbone over a prompt (B, T, D) -> its last hidden state (B, D), and caches of `slots` positions."""
+    caches = [_Recorder() for _ in model.backbone.layers]
+    hidden = model.backbone(inputs, caches)[:, -1]
+    room = [(0, 0), (0, 0), (0, slots - inputs.shape[1]), (0, 0)]
+    return hidden, [(mx.pad(cache.keys, room), mx.pad(cache.values, room)) for cache in caches]
+
+
+class _Recorder:
+    """Remembers what a layer computed over the prompt."""
+
+    offset = 0
+    keys: mx.array
+    values: mx.array
+
+    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, mx.array | str | None]:
+        self.keys, self.values = keys, values
+        return keys, values, "causal"
+
+
+def _grown(x: mx.array) -> mx.array:
+    return mx.pad(x, [(0, 0), (0, 0), (0, SLOTS), (0, 0)])
+
+
+def _check_room(model: CSM, rows: int, frames: int) -> None:
+    if frames < 1:
+        raise InputError(f"max_audio_length_ms must be at least one frame, {model.config.frame_ms:.0f} ms")
+    most = model.config.max_positions - frames
+    if rows >= most:
+        raise InputError(
+            f"the prompt has {rows} rows (text tokens and 80 ms frames of context), but {frames} frames of new audio "
+            f"leave room for {most - 1}: shorten the context or lower max_audio_length_ms"
+        )
+
+
+@contextmanager
+def _on(stream: Any) -> Iterator[None]:
+    if stream is None:
+        yield
+        return
+    with mx.stream(stream):
+        yield

@@ -1,0 +1,1 @@
+"""Reserved for its model family; see README.md."""

@@ -17,7 +17,7 @@ from backends.base import Backend, Batch, Metrics, Task
 from backends.data.prefetch import prefetch
 from backends.errors import InputError
 from backends.training import samples, state
-from backends.training.checkpoints import Checkpoints, step_of
+from backends.training.checkpoints import Checkpoints, damage, step_of
 from backends.training.log import MetricsLog, Window
 from backends.training.options import TrainOptions
 from backends.training.report import write_report
@@ -189,13 +189,23 @@ class _Run:
         if not self.options.resume and self.chief:
             self.checkpoints.clear()
         self.backend.world.barrier()
-        newest = self.checkpoints.newest()
+        newest = self.checkpoints.newest() or self._given_checkpoint()
         if newest is None:
             return RunState()
         restored = state.restore(newest, self.backend, self.model, self.step, self.config)
         if restored.stopped and (not self.options.patience or restored.stale < self.options.patience):
             return replace(restored, stopped="")
         return restored
+
+    def _given_checkpoint(self) -> Path | None:
+        """The checkpoint directory of --resume-from, if that is what was given; a weights file is the task's to load."""
+        given = self.options.resume_from
+        if given is None or not given.is_dir():
+            return None
+        problem = damage(given)
+        if problem:
+            raise InputError(f"--resume-from {given}: {problem}; give another checkpoint")
+        return given
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.state.step % every == 0

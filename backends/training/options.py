@@ -51,6 +51,8 @@ class TrainOptions:
     """Seed of everything random."""
     resume: bool = True
     """Continue from the newest checkpoint in the run directory; --no-resume starts over."""
+    resume_from: Path | None = None
+    """A checkpoint directory of another run to continue, or a weights file to start from (its optimizer starts anew)."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the training step; auto: on a GPU."""
 

@@ -59,9 +59,10 @@ def _fail(message: str) -> None:
 
 def _one_line(text: str) -> str:
     """tyro's framed message as one line."""
-    inner = re.sub(r"[╭╮╰╯│─]", " ", re.sub(r"\x1b\[[0-9;]*m", "", text))
-    inner = " ".join(inner.split())
-    return re.sub(r"\s*For full helptext, run .*", "; see --help", inner)
+    inner = " ".join(re.sub(r"[╭╮╰╯│─]", " ", re.sub(r"\x1b\[[0-9;]*m", "", text)).split())
+    inner = re.sub(r"\s*For full helptext, (run|see) .*", "", inner)
+    ours = re.match(r"Value error Error parsing \w+: (.*)", inner)  # an InputError raised while making the options
+    return ours[1] if ours else f"{inner}; see --help"
 
 
 def _config_flags(options: type, argv: Sequence[str]) -> list[str]:

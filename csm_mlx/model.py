@@ -43,6 +43,16 @@ class CSM(nn.Module):
 
         return from_pretrained(source, **companions)
 
+    def bring(self, *, codec: str | Path | None = None, tokenizer: str | Path | None = None) -> "CSM":
+        """Use this codec and tokenizer (a file, a directory or a Hub id each) instead of the ones found or pinned."""
+        from csm_mlx.companions import load_codec, load_tokenizer
+
+        if codec is not None:
+            self._companions["codec"] = load_codec(codec)
+        if tokenizer is not None:
+            self._companions["tokenizer"] = load_tokenizer(tokenizer)
+        return self
+
     def load_weights(self, file_or_weights: Any, strict: bool = True) -> "CSM":
         """Load a csm-mlx file (a path), or (name, array) pairs, naming what does not fit."""
         from csm_mlx.load import load_file
@@ -59,17 +69,17 @@ class CSM(nn.Module):
         Columns 0..K-1 hold a frame's codes, column K a text id; `is_audio` (B, T) says which of the two a row is. A
         frame's K embeddings are summed.
         """
-        text = self.text_embeddings(tokens[..., -1])
+        text = self.text_embeddings(tokens[..., -1]).astype(self.dtype)
         return mx.where(is_audio[..., None], self.embed_frames(tokens[..., :-1]), text)
 
     def embed_frames(self, codes: mx.array) -> mx.array:
         """Codes (..., K) -> sums of their embeddings (..., D)."""
         first_rows = self.config.audio_vocab * mx.arange(self.config.codebooks)
-        return self.audio_embeddings(codes + first_rows).sum(axis=-2)
+        return self.audio_embeddings(codes + first_rows).sum(axis=-2).astype(self.dtype)
 
     def embed_code(self, codebook: int, codes: mx.array) -> mx.array:
         """Codes of one codebook (...) -> embeddings (..., D)."""
-        return self.audio_embeddings(codes + codebook * self.config.audio_vocab)
+        return self.audio_embeddings(codes + codebook * self.config.audio_vocab).astype(self.dtype)
 
     def depth_logits(self, hidden: mx.array, codes: mx.array) -> mx.array:
         """Teacher-forced logits of codebooks 1..K-1 for N frames, (N, K - 1, V).
@@ -79,7 +89,8 @@ class CSM(nn.Module):
         """
         K = self.config.codebooks
         first_rows = self.config.audio_vocab * mx.arange(K - 1)
-        inputs = mx.concatenate([hidden[:, None], self.audio_embeddings(codes[:, : K - 1] + first_rows)], axis=1)
+        embedded = self.audio_embeddings(codes[:, : K - 1] + first_rows).astype(self.dtype)
+        inputs = mx.concatenate([hidden[:, None], embedded], axis=1)
         outputs = self.decoder(self.projection(inputs))[:, 1:]
         return (outputs.swapaxes(0, 1) @ self.audio_head).swapaxes(0, 1)
 

@@ -125,7 +125,9 @@ def draw_depth_frames(
 
     max(ceil(fraction * frames), 32) of them, at most those there are, without replacement.
     """
-    flat = [(b, e, row) for b, batch in enumerate(batches) for e, x in enumerate(batch) for row in np.flatnonzero(x.targets)]
+    flat = [
+        (b, e, row) for b, batch in enumerate(batches) for e, x in enumerate(batch) for row in np.flatnonzero(x.targets)
+    ]
     count = min(len(flat), max(math.ceil(fraction * len(flat)), MIN_DEPTH_FRAMES))
     chosen: list[list[list[int]]] = [[[] for _ in batch] for batch in batches]
     for index in np.sort(draw.permutation(len(flat))[:count]):

@@ -198,7 +198,7 @@ class _Run:
         return restored
 
     def _given_checkpoint(self) -> Path | None:
-        """The checkpoint directory of --resume-from, if that is what was given; a weights file is the task's to load."""
+        """The checkpoint directory of --resume-from, if it is one; a weights file is for the command to load."""
         given = self.options.resume_from
         if given is None or not given.is_dir():
             return None

@@ -52,7 +52,7 @@ class TrainOptions:
     resume: bool = True
     """Continue from the newest checkpoint in the run directory; --no-resume starts over."""
     resume_from: Path | None = None
-    """A checkpoint directory of another run to continue, or a weights file to start from (its optimizer starts anew)."""
+    """A checkpoint directory to continue from, or a weights file to start from with a new optimizer."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the training step; auto: on a GPU."""
 

@@ -1,1 +1,1 @@
-"""Fine-tuning CSM: datasets, LoRA and full fine-tuning."""
+"""Fine-tuning CSM on recordings: `create_dataset`, `finetune_lora`, `finetune`, and the adapters in `lora`."""

@@ -1,0 +1,71 @@
+"""LoRA on CSM: `apply_lora_to_model`, `load_lora_weights`, `merge_lora_weights`, `load_adapter`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from backends import get
+from backends.adapters import files
+from backends.adapters.matching import match
+from backends.base import LoRASpec
+from backends.errors import InputError
+from csm_mlx.finetune.options import EMBEDDINGS
+from csm_mlx.model import CSM
+
+GROUPS = {"attn": ("self_attn",), "mlp": (".mlp.",)}
+
+
+def apply_lora_to_model(
+    model: CSM,
+    rank: int = 8,
+    alpha: float = 16.0,
+    target_modules: Sequence[str] | None = None,
+    exclude_modules: Sequence[str] | None = None,
+    *,
+    dropout: float = 0.0,
+    use_rslora: bool = False,
+    use_dora: bool = False,
+    seed: int = 0,
+) -> CSM:
+    """Freeze the model and put an adapter that changes nothing yet on its target modules; returns the model.
+
+    A target is `attn` (q, k, v, o of both stacks), `mlp` (gate, up, down) or any part of a module's dotted name, such
+    as `codebook0_head`, `projection`, `q_proj`, `text_embeddings`; None means every linear module. Raises InputError for a
+    target that matches nothing, and where the model already carries an adapter.
+    """
+    backend = get("mlx")
+    names = match(backend.linears(model), target_modules, exclude_modules, GROUPS)
+    backend.adapt(model, names, LoRASpec(rank, alpha, dropout, use_rslora, use_dora), seed)
+    return model
+
+
+def load_lora_weights(model: CSM, path: str | Path) -> CSM:
+    """Load a lora_ckpt_*.safetensors into a model on which the same adapter was applied; returns the model.
+
+    Embeddings that were trained whole are in the file and are set too. Raises InputError that names both values where
+    rank, alpha or targets differ from the file's.
+    """
+    files.load_adapter(get("mlx"), model, Path(path))
+    return model
+
+
+def load_adapter(model: CSM, path: str | Path) -> CSM:
+    """Apply and load in one: rank, alpha and targets are taken from the file; returns the model."""
+    backend, info = get("mlx"), files.read_info(Path(path))
+    unknown = set(info.targets) - set(backend.linears(model))
+    if unknown:
+        raise InputError(f"{path}: adapts {min(unknown)}, which this model does not have: it is for another model")
+    backend.adapt(model, info.targets, info.spec)
+    files.load_adapter(backend, model, Path(path))
+    return model
+
+
+def merge_lora_weights(model: CSM) -> CSM:
+    """Fold the adapters into the weights and remove them, so that it runs at the base's speed; returns the model."""
+    get("mlx").fuse(model)
+    return model
+
+
+def trains_with_lora(name: str, *, train_embeddings: bool) -> bool:
+    """Whether the parameter of this dotted name trains in a LoRA run."""
+    whole = tuple(f"{module}.weight" for module in EMBEDDINGS)
+    return ".lora_" in name or (train_embeddings and name in whole)

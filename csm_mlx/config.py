@@ -1,9 +1,10 @@
 """Shapes of CSM and Mimi, and where they are read from."""
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from backends.errors import InputError
+from backends.layouts import csm_settings
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,20 @@ class CSMConfig:
     def frame_ms(self) -> float:
         return 1000.0 * self.mimi.frame_samples / self.mimi.sample_rate_hz
 
+    def settings(self) -> dict[str, Any]:
+        """The same as a plain dictionary, which is what `backends.layouts` knows of a model."""
+        settings = asdict(self)
+        settings["mimi"]["ratios"] = list(self.mimi.ratios)
+        return settings
+
     def to_json(self) -> dict[str, Any]:
         """Our own config.json."""
-        return {"model_type": "audiosmith-csm", **asdict(self)}
+        return {"model_type": csm_settings.OURS, **self.settings()}
 
 
 def csm_1b() -> CSMConfig:
     """Sesame's CSM-1B."""
-    return CSMConfig(_FLAVOURS["llama-1B"], _FLAVOURS["llama-100M"], name="csm_1b")
+    return of_settings({**csm_settings.PUBLISHED, "name": "csm_1b"})
 
 
 def csm_tiny() -> CSMConfig:
@@ -117,153 +124,25 @@ def csm_tiny() -> CSMConfig:
     )
 
 
-_FLAVOURS = {
-    "llama-1B": LlamaConfig(layers=16, width=2048, heads=32, kv_heads=8, head_dim=64, mlp_width=8192),
-    "llama-100M": LlamaConfig(layers=4, width=1024, heads=8, kv_heads=2, head_dim=128, mlp_width=8192),
-}
-
-
 def read_config(content: dict[str, Any], source: str) -> CSMConfig:
     """The configuration in a config.json: ours, transformers' or Sesame's flavours; `source` is its name in errors."""
-    try:
-        if content.get("model_type") == "audiosmith-csm":
-            return _own(content)
-        if "depth_decoder_config" in content:
-            return _transformers(content)
-        if "backbone_flavor" in content:
-            return _sesame(content)
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{source}: not a complete CSM configuration ({type(error).__name__}: {error})") from error
-    raise InputError(f"{source}: not a CSM configuration; expected audiosmith's, transformers' or Sesame's")
+    settings = csm_settings.read(content, source)
+    if settings is None:
+        raise InputError(f"{source}: not a CSM configuration; expected audiosmith's, transformers' or Sesame's")
+    return of_settings(settings)
 
 
-def _own(content: dict[str, Any]) -> CSMConfig:
-    values = {name: value for name, value in content.items() if name != "model_type"}
-    stacks = {name: _own_stack(values.pop(name)) for name in ("backbone", "decoder")}
-    mimi = _known(MimiConfig, values.pop("mimi"))
-    mimi["ratios"] = tuple(mimi["ratios"])
-    return CSMConfig(**stacks, mimi=MimiConfig(**mimi), **_known(CSMConfig, values))
+def of_settings(settings: dict[str, Any]) -> CSMConfig:
+    """The configuration that our own config.json describes."""
+    stacks = {name: _stack(settings[name]) for name in ("backbone", "decoder")}
+    return CSMConfig(**{**settings, **stacks, "mimi": mimi_of_settings(settings["mimi"])})
 
 
-def _own_stack(content: dict[str, Any]) -> LlamaConfig:
-    scaling = content["rope_scaling"]
-    return replace(
-        LlamaConfig(**_known(LlamaConfig, content)),
-        rope_scaling=RopeScaling(**_known(RopeScaling, scaling)) if scaling else None,
-    )
+def mimi_of_settings(settings: dict[str, Any]) -> MimiConfig:
+    """The codec's part of it."""
+    return MimiConfig(**{**settings, "ratios": tuple(settings["ratios"])})
 
 
-def _known(kind: type, content: dict[str, Any]) -> dict[str, Any]:
-    unknown = set(content) - {item.name for item in fields(kind)}
-    if unknown:
-        raise ValueError(f"unknown key {min(unknown)!r}")
-    return dict(content)
-
-
-def _sesame(content: dict[str, Any]) -> CSMConfig:
-    for key in ("backbone_flavor", "decoder_flavor"):
-        if content[key] not in _FLAVOURS:
-            raise ValueError(f"{key} {content[key]!r} is not one of {', '.join(_FLAVOURS)}")
-    return CSMConfig(
-        _FLAVOURS[content["backbone_flavor"]],
-        _FLAVOURS[content["decoder_flavor"]],
-        text_vocab=content["text_vocab_size"],
-        audio_vocab=content["audio_vocab_size"],
-        codebooks=content["audio_num_codebooks"],
-    )
-
-
-def _transformers(content: dict[str, Any]) -> CSMConfig:
-    return CSMConfig(
-        _transformers_stack(content),
-        _transformers_stack(content["depth_decoder_config"]),
-        text_vocab=content["text_vocab_size"],
-        audio_vocab=content.get("vocab_size") or content["audio_vocab_size"],
-        codebooks=content.get("num_codebooks") or content["audio_num_codebooks"],
-        max_positions=content["max_position_embeddings"],
-        mimi=read_mimi_config(content.get("codec_config") or {}),
-    )
-
-
-def _transformers_stack(content: dict[str, Any]) -> LlamaConfig:
-    if content.get("attention_bias") or content.get("mlp_bias"):
-        raise ValueError("attention_bias and mlp_bias are not part of CSM")
-    rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
-    theta = rope.get("rope_theta") or content.get("rope_theta") or 500_000.0
-    heads = content["num_attention_heads"]
-    return LlamaConfig(
-        layers=content["num_hidden_layers"],
-        width=content["hidden_size"],
-        heads=heads,
-        kv_heads=content.get("num_key_value_heads") or heads,
-        head_dim=content.get("head_dim") or content["hidden_size"] // heads,
-        mlp_width=content["intermediate_size"],
-        norm_eps=content.get("rms_norm_eps", 1e-5),
-        rope_theta=theta,
-        rope_scaling=_transformers_scaling(rope),
-    )
-
-
-def _transformers_scaling(rope: dict[str, Any]) -> RopeScaling | None:
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "default":
-        return None
-    if kind != "llama3":
-        raise ValueError(f"rope_type {kind!r} is not one of default, llama3")
-    return RopeScaling(**{item.name: rope[item.name] for item in fields(RopeScaling)})
-
-
-def read_mimi_config(content: dict[str, Any]) -> MimiConfig:
-    """Mimi's configuration from transformers' JSON; what is absent is the published model's."""
-    for key, expected in {"use_causal_conv": True, "pad_mode": "constant", "use_conv_shortcut": False}.items():
-        if content.get(key, expected) != expected:
-            raise ValueError(f"codec {key} {content[key]!r} is not supported, only {expected!r}")
-    for key in ("trim_right_ratio", "audio_channels"):
-        if content.get(key, 1) != 1:
-            raise ValueError(f"codec {key} {content[key]!r} is not supported, only 1")
-    _check_mimi_widths(content)
-    given = {ours: content[theirs] for ours, theirs in _MIMI_NAMES.items() if content.get(theirs) is not None}
-    rope = content.get("rope_parameters") or {}
-    theta = rope.get("rope_theta") or content.get("rope_theta")
-    if theta:
-        given["rope_theta"] = theta
-    given["ratios"] = tuple(given.get("ratios", MimiConfig.ratios))
-    return MimiConfig(**given)
-
-
-def _check_mimi_widths(content: dict[str, Any]) -> None:
-    """Refuse the freedoms that the published model does not use and this one does not have."""
-    width, heads = content.get("hidden_size", 512), content.get("num_attention_heads", 8)
-    same = {
-        "num_key_value_heads": heads,
-        "head_dim": width // heads,
-        "upsample_groups": width,
-        "vector_quantization_hidden_dimension": content.get("codebook_dim", 256),
-    }
-    for key, expected in same.items():
-        if content.get(key) not in (None, expected):
-            raise ValueError(f"codec {key} {content[key]!r} is not supported, only {expected!r}")
-
-
-_MIMI_NAMES = {
-    "sample_rate_hz": "sampling_rate",
-    "ratios": "upsampling_ratios",
-    "filters": "num_filters",
-    "width": "hidden_size",
-    "kernel": "kernel_size",
-    "last_kernel": "last_kernel_size",
-    "residual_kernel": "residual_kernel_size",
-    "residual_layers": "num_residual_layers",
-    "dilation_growth": "dilation_growth_rate",
-    "compress": "compress",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "mlp_width": "intermediate_size",
-    "norm_eps": "norm_eps",
-    "window": "sliding_window",
-    "layer_scale": "layer_scale_initial_scale",
-    "codebooks": "num_quantizers",
-    "semantic_codebooks": "num_semantic_quantizers",
-    "entries": "codebook_size",
-    "code_width": "codebook_dim",
-}
+def _stack(settings: dict[str, Any]) -> LlamaConfig:
+    scaling = settings["rope_scaling"]
+    return LlamaConfig(**{**settings, "rope_scaling": RopeScaling(**scaling) if scaling else None})

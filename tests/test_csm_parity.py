@@ -131,6 +131,5 @@ def _their_gradients(theirs, ours):
     tied = "backbone_model.embed_tokens.embed_audio_tokens.weight"
     if tied in named:
         named[layouts.TIED[0]] = named.pop(tied)
-    dims = {"backbone": ours.config.backbone.head_dim, "decoder": ours.config.decoder.head_dim}
-    own = {name: named[name] for name in named if not name.startswith(layouts.CODEC_PREFIX)}
-    return dict(to_ours(own, layouts.rules("transformers", dims), "gradients"))
+    own = {name: named[name] for name in named if not name.startswith("codec_model.")}
+    return dict(to_ours(own, layouts.rules("transformers", ours.config.settings()), "gradients"))

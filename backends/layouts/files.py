@@ -1,22 +1,38 @@
-"""Checkpoint files as NumPy arrays, read one tensor at a time."""
+"""Checkpoint files as NumPy arrays, read and written one tensor at a time."""
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from backends.atomic import write_atomically
 from backends.errors import InputError, missing_extra
+
+PICKLED = (".pt", ".pth", ".bin", ".th", ".ckpt")
+_DTYPES = {
+    "F32": np.dtype(np.float32),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+    "F64": np.dtype(np.float64),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "U32": np.dtype(np.uint32),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "BOOL": np.dtype(np.bool_),
+}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 class TensorFile(Mapping[str, np.ndarray]):
     """The tensors of one or more safetensors files by name; each is read when it is looked up."""
 
     def __init__(self, *paths: Path):
+        self.paths = paths
         self._files = [_open(path) for path in paths]
         self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
         self.metadata: dict[str, str] = {
@@ -32,28 +48,74 @@ class TensorFile(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._where)
 
+    def like(self, name: str) -> np.ndarray:
+        """An array of the tensor's shape and dtype whose content was not read."""
+        part = self._where[name].get_slice(name)
+        code = part.get_dtype()
+        if code not in _DTYPES:
+            raise InputError(f"{self.paths[0]}: {name} is {code}, which is not supported")
+        return blank(tuple(part.get_shape()), _DTYPES[code])
+
+
+def blank(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+    """An array that takes no memory: one element, seen everywhere. For working with shapes."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+def blanks(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same names, shapes and dtypes without the content, which a `TensorFile` is not asked to read."""
+    if isinstance(tensors, TensorFile):
+        return {name: tensors.like(name) for name in tensors}
+    return {name: blank(value.shape, value.dtype) for name, value in tensors.items()}
+
 
 def open_tensors(path: Path) -> Mapping[str, np.ndarray]:
     """The tensors of a .safetensors file, of an index.json's shards, or of a .pt/.bin/.pth file (needs PyTorch)."""
     if path.name.endswith(".index.json"):
-        return TensorFile(*_shards(path))
+        return _sharded(path)
     if path.suffix == ".safetensors":
         return TensorFile(path)
-    return _pickled(path)
+    if path.suffix in PICKLED:
+        return _pickled(path)
+    raise InputError(f"{path}: not a weights file; expected .safetensors, .index.json or {', '.join(PICKLED)}")
 
 
-def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> Path:
-    """Write a safetensors file atomically; returns `path`."""
-    whole = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    metadata = {"format": "pt", **(metadata or {})}
+def write(
+    path: Path,
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+    like: Mapping[str, np.ndarray] | None = None,
+) -> Path:
+    """Write a safetensors file atomically, looking tensors up one at a time; returns `path`.
+
+    `like`, if given, has their shapes and dtypes without the content, so that each is looked up only once.
+    """
+    like = like or tensors
+    # Wide elements first keeps every tensor aligned; the format allows no gaps.
+    names = sorted(like, key=lambda name: (-like[name].dtype.itemsize, name))
 
     def save(staging: Path) -> None:
-        try:
-            save_file(whole, staging, metadata)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
+        with staging.open("wb") as file:
+            file.write(_header({name: like[name] for name in names}, {"format": "pt", **(metadata or {})}))
+            for name in names:
+                value = tensors[name]
+                assert (value.shape, value.dtype) == (like[name].shape, like[name].dtype), name
+                file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
 
     return write_atomically(path, save)
+
+
+def _header(like: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """The length of the JSON that follows, as 8 bytes, and the JSON, which spaces extend to a multiple of 8."""
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    start = 0
+    for name, value in like.items():
+        end = start + value.size * value.dtype.itemsize
+        entries[name] = {"dtype": _CODES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def read_json(path: Path) -> dict:
@@ -78,11 +140,19 @@ def _open(path: Path):  # noqa: ANN202 (a handle of the Rust library)
         raise InputError(f"{path}: not a readable safetensors file ({error}); download it again") from error
 
 
-def _shards(index: Path) -> list[Path]:
+def _sharded(index: Path) -> TensorFile:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index}: expected an object weight_map from tensor to file")
-    return [index.parent / name for name in sorted(set(weight_map.values()))]
+    shards = sorted(set(weight_map.values()))
+    for shard in shards:
+        if Path(shard).name != shard:
+            raise InputError(f"{index}: weight_map names {shard}, expected a file of the same folder")
+    tensors = TensorFile(*(index.parent / shard for shard in shards))
+    for name, shard in weight_map.items():
+        if name not in tensors:
+            raise InputError(f"{index}: {name} is not in {shard}, where weight_map has it; download both again")
+    return tensors
 
 
 def _pickled(path: Path) -> dict[str, np.ndarray]:
@@ -92,9 +162,10 @@ def _pickled(path: Path) -> dict[str, np.ndarray]:
     except ImportError as error:
         raise missing_extra(f"torch, which reading {path.name} needs,", "torch") from error
     import pickle
+    import zipfile
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
@@ -108,5 +179,5 @@ def _numpy(value) -> np.ndarray:  # noqa: ANN001 (torch is imported when needed)
     import torch
 
     if value.dtype == torch.bfloat16:
-        return value.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-    return value.contiguous().numpy()
+        return value.detach().contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    return value.detach().contiguous().numpy()

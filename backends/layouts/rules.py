@@ -7,6 +7,7 @@ bfloat16 included (ml_dtypes), so converting needs neither framework.
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
 import numpy as np
@@ -73,10 +74,11 @@ class Joined:
 
 @dataclass(frozen=True)
 class Stacked:
-    """One tensor of ours stacks all of theirs whose number is `{k}`."""
+    """One tensor of ours stacks `count` of theirs, numbered `{k}`."""
 
     ours: str
     theirs: str
+    count: int
 
 
 @dataclass(frozen=True)
@@ -91,42 +93,93 @@ class Absent:
 AnyRule = Rule | Joined | Stacked | Absent
 
 
-def to_ours(source: Tensors, rules: Sequence[AnyRule], what: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield our (name, array) for every tensor in `source`; `what` names it in errors."""
+class Lazy(Mapping[str, np.ndarray]):
+    """Tensors that are made when they are looked up, so that a conversion holds one at a time."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], np.ndarray]]):
+        self._makers = makers
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._makers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+def renamed(source: Tensors, names: Mapping[str, str]) -> Lazy:
+    """Some of the tensors of `source` under other names; `names` is {new: old}."""
+    return Lazy({new: partial(source.__getitem__, old) for new, old in names.items()})
+
+
+def to_ours(source: Tensors, rules: Sequence[AnyRule], what: str) -> Lazy:
+    """`source` in our names and forms. Raises InputError for a name that no rule knows; `what` says whose it is."""
     table = [(rule, _regex(rule.theirs)) for rule in rules]
-    stacks: dict[str, dict[int, np.ndarray]] = {}
+    makers: dict[str, Callable[[], np.ndarray]] = {}
+    stacks: dict[str, dict[int, str]] = {}
     for name in source:
         rule, found = _match(name, table, what)
         if isinstance(rule, Rule):
-            yield _fill(rule.ours, found), rule.op.to_ours(source[name])
+            makers[_fill(rule.ours, found)] = partial(_one, source, name, rule.op.to_ours)
         elif isinstance(rule, Joined):
-            parts = np.split(source[name], len(rule.ours))
-            for ours, op, part in zip(rule.ours, rule.ops, parts, strict=True):
-                yield _fill(ours, found), op.to_ours(part)
+            for index, (ours, op) in enumerate(zip(rule.ours, rule.ops, strict=True)):
+                makers[_fill(ours, found)] = partial(_block, source, name, index, len(rule.ours), op)
         elif isinstance(rule, Stacked):
-            stacks.setdefault(_fill(rule.ours, found), {})[int(found["k"])] = source[name]
-    for name, parts in stacks.items():
-        yield name, np.stack([parts[k] for k in sorted(parts)])
+            stacks.setdefault(_fill(rule.ours, found), {})[int(found["k"])] = name
+    for ours, parts in stacks.items():
+        makers[ours] = partial(_stack, source, [parts[k] for k in sorted(parts)])
+    return Lazy(makers)
 
 
-def to_theirs(source: Tensors, rules: Sequence[AnyRule], what: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield their (name, array) for every tensor in `source`; `what` names it in errors."""
+def to_theirs(source: Tensors, rules: Sequence[AnyRule], what: str) -> Lazy:
+    """`source`, which is ours, in their names and forms. Raises InputError for a name that no rule knows."""
     table: list[tuple[AnyRule, re.Pattern]] = []
+    makers: dict[str, Callable[[], np.ndarray]] = {}
     for rule in rules:
-        if isinstance(rule, Absent):
-            yield from ((rule.theirs.replace("{k}", str(k)), rule.value) for k in range(rule.count))
-        else:
+        if not isinstance(rule, Absent):
             table += [(rule, _regex(ours)) for ours in ([*rule.ours] if isinstance(rule, Joined) else [rule.ours])]
     for name in source:
         rule, found = _match(name, table, what)
         if isinstance(rule, Rule):
-            yield _fill(rule.theirs, found), rule.op.to_theirs(source[name])
+            makers[_fill(rule.theirs, found)] = partial(_one, source, name, rule.op.to_theirs)
+        elif isinstance(rule, Joined):
+            parts = [_fill(ours, found) for ours in rule.ours]
+            makers[_fill(rule.theirs, found)] = partial(_join, source, parts, rule.ops)
         elif isinstance(rule, Stacked):
-            for k, part in enumerate(source[name]):
-                yield _fill(rule.theirs, {**found, "k": str(k)}), part
-        elif isinstance(rule, Joined) and name == _fill(rule.ours[0], found):
-            parts = [op.to_theirs(source[_fill(ours, found)]) for ours, op in zip(rule.ours, rule.ops, strict=True)]
-            yield _fill(rule.theirs, found), np.concatenate(parts)
+            for k in range(rule.count):
+                makers[_fill(rule.theirs, {**found, "k": str(k)})] = partial(_layer, source, name, k)
+    for rule in rules:
+        if isinstance(rule, Absent):
+            for k in range(rule.count):
+                makers[rule.theirs.replace("{k}", str(k))] = partial(_added, source, rule.value)
+    return Lazy(makers)
+
+
+def _one(source: Tensors, name: str, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    return change(source[name])
+
+
+def _block(source: Tensors, name: str, index: int, blocks: int, op: Op) -> np.ndarray:
+    return op.to_ours(np.split(source[name], blocks)[index])
+
+
+def _join(source: Tensors, names: Sequence[str], ops: Sequence[Op]) -> np.ndarray:
+    return np.concatenate([op.to_theirs(source[name]) for name, op in zip(names, ops, strict=True)])
+
+
+def _stack(source: Tensors, names: Sequence[str]) -> np.ndarray:
+    return np.stack([source[name] for name in names])
+
+
+def _layer(source: Tensors, name: str, k: int) -> np.ndarray:
+    return source[name][k]
+
+
+def _added(source: Tensors, value: np.ndarray) -> np.ndarray:
+    """`value` in the dtype of the tensors that it joins."""
+    return value.astype(source[next(iter(source))].dtype)
 
 
 _HOLES = {ANY: r"(?P<any>.+)", "{n}": r"(?P<n>\d+)", "{k}": r"(?P<k>\d+)", "{w}": r"(?P<w>weight|bias)"}

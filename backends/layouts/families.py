@@ -1,0 +1,74 @@
+"""What each model family tells about its checkpoints.
+
+A family is a module of this folder with a `FAMILY`, listed in `FAMILIES`."""
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from backends.errors import InputError
+from backends.layouts.rules import AnyRule
+
+FAMILIES = ("csm", "mimi")
+
+Settings = dict[str, Any]  # a model's configuration as our own config.json has it
+
+
+@dataclass(frozen=True)
+class Companion:
+    """A model of another family that comes along: inside the weights under `prefix`, or in a file beside them."""
+
+    family: str
+    prefix: str
+    layout: str  # of the copy inside
+    files: tuple[str, ...]  # best first; the first is what we write
+    settings: str  # where the family's settings hold those of the companion
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family's layouts and how they relate to ours.
+
+    layouts         names of those that can be read; `written`, of those that can be written; `ours` is one of them
+    published       settings of weights that come without a configuration
+    embedding       layouts that hold the companion inside
+    detect          tensor names -> layout, None if none of this family's
+    own             a file's tensors -> {name that the rules know: name in the file} of this family's
+    shapes          settings -> every tensor of ours
+    rules           layout, settings -> the table between ours and the layout
+    read_settings   config.json of any known form, its name for errors -> settings, None if it is about something else
+    write_settings  settings, layout -> the config.json that goes with the layout
+    choose_files    a directory's or repository's files, its name for errors -> one copy's weights (or their index)
+                    first, then what lies beside them
+    """
+
+    title: str
+    layouts: tuple[str, ...]
+    written: tuple[str, ...]
+    ours: str
+    published: Settings
+    detect: Callable[[Iterable[str]], str | None]
+    own: Callable[[Mapping[str, np.ndarray]], dict[str, str]]
+    shapes: Callable[[Settings], dict[str, tuple[int, ...]]]
+    rules: Callable[[str, Settings], list[AnyRule]]
+    read_settings: Callable[[Mapping[str, Any], str], Settings | None]
+    write_settings: Callable[[Settings, str], dict[str, Any]]
+    choose_files: Callable[[Sequence[str], object], list[str]]
+    companion: Companion | None = None
+    embedding: tuple[str, ...] = ()
+
+
+def family(name: str) -> Family:
+    """The family of this name."""
+    return importlib.import_module(f"backends.layouts.{name}").FAMILY
+
+
+def of_layout(layout: str) -> Family:
+    """The family that can write `layout`. Raises InputError that lists what can be written."""
+    known = {name: entry for entry in map(family, FAMILIES) for name in entry.written}
+    if layout not in known:
+        raise InputError(f"--to {layout}: no such layout; expected one of {', '.join(known)}")
+    return known[layout]

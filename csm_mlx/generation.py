@@ -8,17 +8,16 @@ import mlx.core as mx
 import numpy as np
 
 from backends.errors import InputError
-from backends.mlx_backend.sampling import Sampler, gumbel, step_key
+from backends.mlx_backend.sampling import Sampler, step_key
 from backends.seeds import mix
 from csm_mlx import tokens
 from csm_mlx.companions import codec_of, tokenizer_of
-from csm_mlx.llama import FixedCache
+from csm_mlx.decode import Caches, FramePath, Pick, frame_path
 from csm_mlx.model import CSM
 from csm_mlx.tokens import Segment
 
 SLOTS = 256  # the backbone's cache grows by this many positions, so that shapes change rarely
 
-Caches = list[tuple[mx.array, mx.array]]
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
 
 
@@ -140,7 +139,7 @@ class FrameRun:
     """One generation's state: the backbone's caches and how many of their slots are taken."""
 
     def __init__(
-        self, model: CSM, sampler: Any, processors: Sequence[LogitsProcessor], seed: int, compile: bool | None = None
+        self, model: CSM, sampler: Any, processors: Sequence[LogitsProcessor], seed: int, *, compile: bool | None = None
     ):
         self.model, self.sampler, self.processors, self.seed = model, sampler, processors, seed
         self.history: list[mx.array] = []
@@ -149,7 +148,8 @@ class FrameRun:
         self.count = 0
         if compile is None:
             compile = mx.default_device() == mx.Device(mx.gpu)
-        self._step = compiled_step(model, sampler) if compile and not processors else self._eager
+        self.path = frame_path(model)
+        self.compiled = compiled_step(model, self.path, sampler) if compile and not processors else None
 
     def start(self, rows: np.ndarray, is_audio: np.ndarray) -> mx.array:
         """Read the prompt and return the first frame (1, K)."""
@@ -158,14 +158,17 @@ class FrameRun:
         inputs = self.model.embed(mx.array(rows)[None], mx.array(is_audio)[None])
         hidden, self.caches = _read_prompt(self.model, inputs, slots)
         self.taken = T
-        frame = self.model.frame(hidden, self._picker(self._key()))
-        return self._queued(frame)
+        return self._queued(self.path.frame(hidden, self._picker(self._key())))
 
     def advance(self, frame: mx.array) -> mx.array:
         """Feed a frame (1, K) back and return the next one."""
         if self.taken == self.caches[0][0].shape[2]:
             self.caches = [(_grown(keys), _grown(values)) for keys, values in self.caches]
-        frame, self.caches = self._step(frame, self.caches, mx.array(self.taken), self._key())
+        key, taken = self._key(), mx.array(self.taken)
+        if self.compiled is not None:
+            frame, self.caches = self.compiled(frame, self.caches, taken, key)
+        else:
+            frame, self.caches = self.path.step(frame, self.caches, taken, self._picker(key))
         self.taken += 1
         return self._queued(frame)
 
@@ -179,10 +182,7 @@ class FrameRun:
         self.count += 1
         return step_key(self.seed, self.count)
 
-    def _eager(self, frame: mx.array, caches: Caches, taken: mx.array, key: mx.array) -> tuple[mx.array, Caches]:
-        return _step(self.model, frame, caches, taken, self._picker(key))
-
-    def _picker(self, key: mx.array) -> Callable[[mx.array, int], mx.array]:
+    def _picker(self, key: mx.array) -> Pick:
         pick = picker(self.model, self.sampler, key)
 
         def processed(logits: mx.array, codebook: int) -> mx.array:
@@ -195,35 +195,30 @@ class FrameRun:
         return processed if self.processors else pick
 
 
-def compiled_step(model: CSM, sampler: Any) -> Callable[..., tuple[mx.array, Caches]]:
+def compiled_step(model: CSM, path: FramePath, sampler: Any) -> Callable[..., tuple[mx.array, Caches]]:
     """A compiled frame step, kept on the model so that later generations with the same sampler reuse it."""
+    key = (type(path), sampler)
     kept = model._companions.setdefault("steps", {})
-    if sampler not in kept:
+    if key not in kept:
 
-        def step(frame: mx.array, caches: Caches, taken: mx.array, key: mx.array) -> tuple[mx.array, Caches]:
-            return _step(model, frame, caches, taken, picker(model, sampler, key))
+        def step(
+            inputs: Any, frame: mx.array, caches: Caches, taken: mx.array, key: mx.array
+        ) -> tuple[mx.array, Caches]:
+            return path.step(frame, caches, taken, picker(model, sampler, key), inputs)
 
         kept.clear()
-        kept[sampler] = mx.compile(step, inputs=[model.state, mx.random.state], outputs=mx.random.state)
-    return kept[sampler]
+        kept[key] = mx.compile(step, inputs=mx.random.state, outputs=mx.random.state)
+    return lambda *arguments: kept[key](path.inputs(), *arguments)
 
 
-def picker(model: CSM, sampler: Any, key: mx.array) -> Callable[[mx.array, int], mx.array]:
+def picker(model: CSM, sampler: Any, key: mx.array) -> Pick:
     """`pick(logits (B, V), codebook)` for a frame whose noise comes from `key`."""
     if not isinstance(sampler, Sampler):
         return lambda logits, _codebook: sampler(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
     if sampler.temperature == 0:
         return lambda logits, _codebook: mx.argmax(logits, axis=-1)
-    noise = gumbel((model.config.codebooks, 1, model.config.audio_vocab), key)
+    noise = mx.split(sampler.noise((model.config.codebooks, model.config.audio_vocab), key), model.config.codebooks)
     return lambda logits, codebook: sampler(logits, noise[codebook])
-
-
-def _step(model: CSM, frame: mx.array, caches: Caches, taken: mx.array, pick: Any) -> tuple[mx.array, Caches]:
-    """Frame (B, K) at position `taken` -> the next frame and the caches that hold this one."""
-    visible = mx.arange(caches[0][0].shape[2]) <= taken
-    layers = [FixedCache(keys, values, taken, visible) for keys, values in caches]
-    hidden = model.backbone(model.embed_frames(frame)[:, None], layers)[:, -1]
-    return model.frame(hidden, pick), [(cache.keys, cache.values) for cache in layers]
 
 
 def _read_prompt(model: CSM, inputs: mx.array, slots: int) -> tuple[mx.array, Caches]:

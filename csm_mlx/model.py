@@ -63,6 +63,12 @@ class CSM(nn.Module):
         super().load_weights(file_or_weights, strict=strict)
         return self
 
+    def train(self, mode: bool = True) -> "CSM":
+        """Switch between training and evaluation; training drops what generation keeps of the weights."""
+        if mode:
+            self._companions.pop("fused", None)
+        return super().train(mode)
+
     def embed(self, tokens: mx.array, is_audio: mx.array) -> mx.array:
         """Rows (B, T, K + 1) -> backbone inputs (B, T, D).
 

@@ -8,6 +8,9 @@ from backends.errors import InputError
 from backends.seeds import mix
 
 
+_NEVER = mx.array([[-mx.inf]])
+
+
 @dataclass(frozen=True)
 class Sampler:
     """Temperature and exact top-k: logits below the k-th largest are out, ties with it stay.
@@ -24,21 +27,20 @@ class Sampler:
             raise InputError(f"temperature {self.temperature}, top-k {self.top_k}: expected numbers from 0")
 
     def __call__(self, logits: mx.array, noise: mx.array) -> mx.array:
-        """Logits (B, V) and Gumbel noise (B, V) -> tokens (B,)."""
+        """Logits (B, V) and `noise` of the same shape, from the method of that name -> tokens (B,)."""
         logits = logits.astype(mx.float32)
         if self.temperature == 0:
             return mx.argmax(logits, axis=-1)
-        scores = logits * (1 / self.temperature) + noise
+        scores = logits + noise
         V = logits.shape[-1]
         if 0 < self.top_k < V:
-            smallest_kept = mx.partition(logits, V - self.top_k, axis=-1)[:, V - self.top_k, None]
-            scores = mx.where(logits < smallest_kept, -mx.inf, scores)
+            smallest_kept = mx.partition(logits, V - self.top_k, axis=-1)[:, V - self.top_k : V - self.top_k + 1]
+            scores = mx.where(logits < smallest_kept, _NEVER, scores)
         return mx.argmax(scores, axis=-1)
 
-
-def gumbel(shape: tuple[int, ...], key: mx.array) -> mx.array:
-    """Gumbel noise, float32."""
-    return mx.random.gumbel(shape, key=key)
+    def noise(self, shape: tuple[int, ...], key: mx.array) -> mx.array:
+        """Gumbel noise, float32, times the temperature: scaling the noise up is scaling the logits down."""
+        return self.temperature * mx.random.gumbel(shape, key=key)
 
 
 def step_key(seed: int, step: int) -> mx.array:

@@ -1,0 +1,296 @@
+"""CSM's frame step: through the modules, or, while the weights are plain, with as few dispatches as possible.
+
+A frame is K + 1 passes through small stacks at batch 1, so the time goes into dispatching as much as into bytes. Here q, k
+and v are one product, gate and up another, and activations stay two-dimensional. Fused weights share their memory with
+the model's: `q_proj.weight` and its like become views of them.
+
+On a GPU norms, rotary positions and attention are MLX's fused kernels. On the CPU, where those fall apart into 11, 29 and
+13 primitives, `CPUForms` does the same with 7, 4 and 6.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from backends.mlx_backend.lora import adapters
+from csm_mlx.config import LlamaConfig
+from csm_mlx.llama import FixedCache, Llama, rope_wavelengths
+from csm_mlx.model import CSM
+
+Caches = list[tuple[mx.array, mx.array]]  # per backbone layer: keys and values (B, kv heads, slots, d)
+Pick = Callable[[mx.array, int], mx.array]  # (logits (B, V), codebook) -> codes (B,)
+Weights = dict[str, Any]  # a tree of arrays, so that a compiled step can take it as an argument
+
+
+class Forms(Protocol):
+    """How to norm (rows, D), rotate and attend over heads (B, H, T, d) on a device."""
+
+    def norm(self, x: mx.array, weight: mx.array) -> mx.array: ...
+    def rotate(self, q_and_k: mx.array, position: Any) -> mx.array: ...
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array: ...
+    def position(self, offset: Any, length: int) -> Any: ...
+    def mask(self, slots: int, taken: mx.array) -> mx.array: ...
+
+
+class GPUForms:
+    """MLX's fused kernels."""
+
+    def __init__(self, config: LlamaConfig, positions: int):
+        self.config = config
+        self.wavelengths = rope_wavelengths(config.head_dim, config.rope_theta, config.rope_scaling)
+
+    def norm(self, x: mx.array, weight: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x, weight[0], self.config.norm_eps)
+
+    def position(self, offset: Any, length: int) -> Any:
+        return offset
+
+    def rotate(self, q_and_k: mx.array, position: Any) -> mx.array:
+        d = self.config.head_dim
+        return mx.fast.rope(q_and_k, d, traditional=True, base=None, scale=1.0, offset=position, freqs=self.wavelengths)
+
+    def mask(self, slots: int, taken: mx.array) -> mx.array:
+        return mx.arange(slots) <= taken
+
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
+        causal = "causal" if mask is None and q.shape[2] > 1 else mask
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=self.config.head_dim**-0.5, mask=causal)
+
+
+class CPUForms:
+    """The same in few primitives, float32. Pairs of numbers are rotated as complex numbers."""
+
+    def __init__(self, config: LlamaConfig, positions: int):
+        self.config = config
+        self.mean = mx.full((config.width, 1), 1 / config.width)
+        self.eps = mx.full((1, 1), config.norm_eps)
+        self.phases = self._phases(positions)
+        mx.eval(self.mean, self.eps, self.phases)
+
+    def norm(self, x: mx.array, weight: mx.array) -> mx.array:
+        return x * mx.rsqrt(mx.addmm(self.eps, x.square(), self.mean)) * weight
+
+    def position(self, offset: Any, length: int) -> mx.array:
+        """The rotations (1, heads, length, d / 2) of the positions from `offset` on."""
+        if isinstance(offset, int):
+            return self.phases[offset : offset + length].swapaxes(0, 1)[None]
+        return self.phases[offset][None, :, None]
+
+    def rotate(self, q_and_k: mx.array, position: Any) -> mx.array:
+        return (q_and_k.view(mx.complex64) * position).view(mx.float32)
+
+    def mask(self, slots: int, taken: mx.array) -> mx.array:
+        return mx.where(mx.arange(slots) <= taken, 0.0, -mx.inf)[None, None]
+
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
+        """Queries that share keys are rows of one product; the scale is in their phases."""
+        B, H, T, d = q.shape
+        scores = q.reshape(B, k.shape[1], -1, d) @ k.swapaxes(2, 3)
+        if mask is not None:
+            scores = scores + mask
+        elif T > 1:
+            scores = scores + self._causal(H // k.shape[1], T, k.shape[2])
+        return (mx.softmax(scores, axis=-1) @ v).reshape(B, H, T, d)
+
+    def _causal(self, groups: int, T: int, L: int) -> mx.array:
+        visible = mx.arange(L) <= mx.arange(L - T, L)[:, None]
+        return mx.tile(mx.where(visible, 0.0, -mx.inf), (groups, 1))
+
+    def _phases(self, positions: int) -> mx.array:
+        """exp(i position / wavelength), (positions, q and k heads, d / 2); those of q carry the attention scale."""
+        config = self.config
+        wavelengths = rope_wavelengths(config.head_dim, config.rope_theta, config.rope_scaling)
+        angles = mx.arange(positions)[:, None, None] / wavelengths
+        scale = mx.array([config.head_dim**-0.5] * config.heads + [1.0] * config.kv_heads)[:, None]
+        return scale * (mx.cos(angles) + 1j * mx.sin(angles))
+
+
+class FramePath(Protocol):
+    """From a frame to the next one. `inputs` are the arrays that a compiled step takes as arguments."""
+
+    def inputs(self) -> Any: ...
+    def frame(self, hidden: mx.array, pick: Pick) -> mx.array:
+        """One frame (B, K) after the backbone's output `hidden` (B, D)."""
+        ...
+
+    def step(
+        self, frame: mx.array, caches: Caches, taken: mx.array, pick: Pick, inputs: Any = None
+    ) -> tuple[mx.array, Caches]:
+        """Frame (B, K) at position `taken` (0-d) -> the next frame and the caches that hold this one."""
+        ...
+
+
+def frame_path(model: CSM) -> FramePath:
+    """The path for the model as it is now; the fused one is kept until a weight is replaced or training goes on."""
+    if adapters(model) or any("scales" in module for _, module in model.named_modules()):
+        return ModulePath(model)
+    kept = model._companions.get("fused")
+    if kept is None or not kept.is_current(model):
+        kernels = mx.default_device() == mx.Device(mx.gpu) or model.dtype != mx.float32
+        kept = model._companions["fused"] = FusedPath(model, kernels=kernels)
+    return kept
+
+
+class ModulePath:
+    """Through the model's modules, whatever they are: with adapters, or quantised."""
+
+    def __init__(self, model: CSM):
+        self.model = model
+
+    def inputs(self) -> Any:
+        return self.model.parameters()
+
+    def frame(self, hidden: mx.array, pick: Pick) -> mx.array:
+        return self.model.frame(hidden, pick)
+
+    def step(
+        self, frame: mx.array, caches: Caches, taken: mx.array, pick: Pick, inputs: Any = None
+    ) -> tuple[mx.array, Caches]:
+        if inputs is not None:
+            self.model.update(inputs)
+        visible = mx.arange(caches[0][0].shape[2]) <= taken
+        layers = [FixedCache(keys, values, taken, visible) for keys, values in caches]
+        hidden = self.model.backbone(self.model.embed_frames(frame)[:, None], layers)[:, -1]
+        return self.model.frame(hidden, pick), [(cache.keys, cache.values) for cache in layers]
+
+
+class FusedPath:
+    """Over fused weights and two-dimensional activations."""
+
+    def __init__(self, model: CSM, *, kernels: bool):
+        self.config = model.config
+        kind: Any = GPUForms if kernels else CPUForms
+        self.backbone: Forms = kind(model.config.backbone, model.config.max_positions)
+        self.decoder: Forms = kind(model.config.decoder, model.config.codebooks)
+        self.weights = fuse(model)
+        self.source = [value for _, value in tree_flatten(model.parameters())]
+
+    def is_current(self, model: CSM) -> bool:
+        """Whether the model still has the very arrays that were fused."""
+        now = [value for _, value in tree_flatten(model.parameters())]
+        return len(now) == len(self.source) and all(a is b for a, b in zip(now, self.source, strict=True))
+
+    def inputs(self) -> Any:
+        return self.weights
+
+    def step(
+        self, frame: mx.array, caches: Caches, taken: mx.array, pick: Pick, inputs: Any = None
+    ) -> tuple[mx.array, Caches]:
+        weights = self.weights if inputs is None else inputs
+        x = weights["audio"][frame + weights["rows"]].sum(axis=1)
+        position = self.backbone.position(taken, 1)
+        mask = self.backbone.mask(caches[0][0].shape[2], taken)
+
+        def remember(layer: int, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
+            keys, values = caches[layer]
+            kept = mx.slice_update(keys, k, taken, axes=(2,)), mx.slice_update(values, v, taken, axes=(2,))
+            caches[layer] = kept
+            return kept
+
+        caches = list(caches)
+        hidden = self._stack(weights["backbone"], self.config.backbone, self.backbone, x, 1, position, mask, remember)
+        return self._frame(weights, hidden, pick), caches
+
+    def frame(self, hidden: mx.array, pick: Pick) -> mx.array:
+        return self._frame(self.weights, hidden, pick)
+
+    def _frame(self, weights: Weights, hidden: mx.array, pick: Pick) -> mx.array:
+        """As `CSM.frame`."""
+        K, B = self.config.codebooks, hidden.shape[0]
+        codes = [pick(hidden @ weights["head0"], 0)]
+        past: list[tuple[mx.array, mx.array] | None] = [None] * self.config.decoder.layers
+
+        def remember(layer: int, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
+            before = past[layer]
+            kept = (k, v) if before is None else (mx.concatenate([before[0], k], 2), mx.concatenate([before[1], v], 2))
+            past[layer] = kept
+            return kept
+
+        first = weights["audio"][codes[0]]
+        x = mx.stack([hidden, first], axis=1).reshape(2 * B, -1)
+        for codebook in range(1, K):
+            length = 2 if codebook == 1 else 1
+            position = self.decoder.position(0 if codebook == 1 else codebook, length)
+            x = x @ weights["projection"]
+            x = self._stack(weights["decoder"], self.config.decoder, self.decoder, x, length, position, None, remember)
+            last = x.reshape(B, length, -1)[:, -1] if length > 1 else x
+            codes.append(pick(last @ weights["heads"][codebook - 1], codebook))
+            if codebook < K - 1:
+                x = weights["audio"][codes[-1] + weights["row"][codebook]]
+        return mx.stack(codes, axis=1)
+
+    def _stack(
+        self, weights: Weights, config: LlamaConfig, forms: Forms, x: mx.array, T: int, position: Any,
+        mask: mx.array | None, remember: Callable[[int, mx.array, mx.array], tuple[mx.array, mx.array]],
+    ) -> mx.array:  # fmt: skip
+        """Layers and final norm over x (B T, D)."""
+        heads, kv_heads, d = config.heads, config.kv_heads, config.head_dim
+        for index, layer in enumerate(weights["layers"]):
+            qkv = _heads(forms.norm(x, layer["norm1"]) @ layer["qkv"], heads + 2 * kv_heads, T, d)
+            rotated = forms.rotate(qkv[:, : heads + kv_heads], position)
+            keys, values = remember(index, rotated[:, heads:], qkv[:, heads + kv_heads :])
+            y = forms.attend(rotated[:, :heads], keys, values, mask)
+            x = x + _rows(y, T) @ layer["out"]
+            gate, up = mx.split(forms.norm(x, layer["norm2"]) @ layer["gate_up"], 2, axis=-1)
+            x = x + (gate * mx.sigmoid(gate) * up) @ layer["down"]
+        return forms.norm(x, weights["norm"])
+
+
+def _heads(x: mx.array, heads: int, T: int, d: int) -> mx.array:
+    """(B T, heads d) -> (B, heads, T, d)."""
+    if T == 1:
+        return x.reshape(-1, heads, 1, d)
+    return x.reshape(-1, T, heads, d).swapaxes(1, 2)
+
+
+def _rows(x: mx.array, T: int) -> mx.array:
+    """(B, heads, T, d) -> (B T, heads d)."""
+    B, heads, _, d = x.shape
+    return (x if T == 1 else x.swapaxes(1, 2)).reshape(B * T, heads * d)
+
+
+def fuse(model: CSM) -> Weights:
+    """The weights for `FusedPath`, sharing memory with the model's. Layer by layer, so that little is held twice."""
+    K, V = model.config.codebooks, model.config.audio_vocab
+    weights = {
+        "backbone": _fuse_stack(model.backbone),
+        "decoder": _fuse_stack(model.decoder),
+        "projection": model.projection.weight.T,
+        "head0": model.codebook0_head.weight.T,
+        "heads": [model.audio_head[index] for index in range(K - 1)],
+        "audio": model.audio_embeddings.weight,
+        "rows": V * mx.arange(K),
+        "row": [mx.array([V * index]) for index in range(K)],
+    }
+    mx.eval(weights)
+    return weights
+
+
+def _fuse_stack(stack: Llama) -> Weights:
+    layers = []
+    for layer in stack.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        fused = {
+            "qkv": _fuse([attention.q_proj, attention.k_proj, attention.v_proj]),
+            "out": attention.o_proj.weight.T,
+            "gate_up": _fuse([mlp.gate_proj, mlp.up_proj]),
+            "down": mlp.down_proj.weight.T,
+            "norm1": layer.input_layernorm.weight[None],
+            "norm2": layer.post_attention_layernorm.weight[None],
+        }
+        mx.eval(fused, layer.parameters())
+        layers.append(fused)
+    return {"layers": layers, "norm": stack.norm.weight[None]}
+
+
+def _fuse(linears: Sequence[Any]) -> mx.array:
+    """The linears' weights as one (in, sum of outs); theirs become views of it."""
+    joined = mx.concatenate([linear.weight for linear in linears])
+    start = 0
+    for linear in linears:
+        rows = linear.weight.shape[0]
+        linear.weight = joined[start : start + rows]
+        start += rows
+    return joined.T

@@ -35,9 +35,7 @@ def _mlx(device: str | None) -> Backend:
         raise missing_extra("mlx", "cpu") from error
     from backends.mlx_backend import MLXBackend
 
-    if device is not None:
-        raise InputError(f"--device {device}: only for --backend torch; MLX uses its default device")
-    return MLXBackend()
+    return MLXBackend.on(device)
 
 
 def _torch(device: str | None) -> Backend:

@@ -31,9 +31,12 @@ def write_text(path: Path, text: str) -> Path:
     return write_atomically(path, lambda staging: staging.write_text(text, encoding="utf-8"))
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` make a file under a temporary name beside `path`, then put it in place; returns `path`."""
-    staging = path.with_name(f".{path.stem}.tmp{path.suffix}")
+def write_atomically(path: Path, write: Callable[[Path], object], *, shared: bool = False) -> Path:
+    """Let `write` make a file under a temporary name beside `path`, then put it in place; returns `path`.
+
+    `shared`: several processes may write this path at once, so each uses a name of its own.
+    """
+    staging = path.with_name(f".{path.stem}{f'.{os.getpid()}' if shared else ''}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(staging)

@@ -30,7 +30,7 @@ class CodeCache:
         codes = _read(file)
         if codes is None:
             codes = np.ascontiguousarray(self.encode(path), dtype=np.int32)
-            write_atomically(file, lambda staging: np.save(staging, codes, allow_pickle=False))
+            write_atomically(file, lambda staging: np.save(staging, codes, allow_pickle=False), shared=True)
         return codes
 
 

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from backends.base import Arrays, Batch, Leaf, LoRASpec, Memory, Metrics, OptimSpec, Terms, World
+from backends.errors import InputError
 from backends.mlx_backend import files, lora, memory, parameters, step
 from backends.mlx_backend.world import world
 
@@ -15,6 +17,13 @@ class MLXBackend:
     """Satisfies `backends.base.Backend` for `mlx.nn` modules."""
 
     name = "mlx"
+
+    @classmethod
+    def on(cls, device: str | None) -> "MLXBackend":
+        """The backend; MLX follows `mx.set_default_device`, so `device` must be None."""
+        if device is not None:
+            raise InputError(f"--device {device}: only for --backend torch; MLX uses its default device")
+        return cls()
 
     @property
     def world(self) -> World:
@@ -29,6 +38,9 @@ class MLXBackend:
 
     def adapt(self, model: Any, names: Iterable[str], spec: LoRASpec, seed: int = 0) -> None:
         lora.adapt(model, names, spec, seed)
+
+    def adapters(self, model: Any) -> dict[str, tuple[Leaf, LoRASpec]]:
+        return lora.adapters(model)
 
     def fuse(self, model: Any) -> None:
         lora.fuse(model)
@@ -58,6 +70,12 @@ class MLXBackend:
 
     def read(self, path: Path) -> tuple[Arrays, dict[str, str]]:
         return files.read(path)
+
+    def to_host(self, arrays: Arrays) -> dict[str, np.ndarray]:
+        return files.to_host(arrays)
+
+    def from_host(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
+        return files.from_host(arrays)
 
     def fingerprint(self, arrays: Arrays) -> str:
         return files.fingerprint(arrays)

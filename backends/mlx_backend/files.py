@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
+import ml_dtypes
 import mlx.core as mx
 import numpy as np
 
@@ -18,6 +19,18 @@ def write(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> None:
         mx.save_safetensors(str(path), arrays, dict(metadata))
     except RuntimeError as error:
         raise OSError(f"{error}") from error
+
+
+def to_host(arrays: Arrays) -> dict[str, np.ndarray]:
+    """Copies as NumPy arrays; bfloat16, which MLX does not hand to NumPy, goes by its bits."""
+    bits = {name: value.view(mx.uint16) if value.dtype == mx.bfloat16 else value for name, value in arrays.items()}
+    host = {name: np.array(value) for name, value in bits.items()}
+    return {n: v.view(ml_dtypes.bfloat16) if arrays[n].dtype == mx.bfloat16 else v for n, v in host.items()}
+
+
+def from_host(arrays: Mapping[str, np.ndarray]) -> Arrays:
+    """NumPy arrays as MLX arrays."""
+    return {name: mx.array(value) for name, value in arrays.items()}
 
 
 def fingerprint(arrays: Arrays) -> str:

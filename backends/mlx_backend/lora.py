@@ -12,6 +12,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from backends.adapters.initial import initial
+from backends.adapters.strict import check_names
 from backends.base import Leaf, LoRASpec
 from backends.errors import InputError
 
@@ -27,7 +28,11 @@ class LoRALinear(nn.Module):
         self.spec = spec
         self.dropout = nn.Dropout(spec.dropout)
         if spec.use_dora:
-            self.lora_magnitude_vector = mx.linalg.norm(dense_weight(base).astype(mx.float32), axis=1)
+            self.lora_magnitude_vector = mx.linalg.norm(_dense_weight(base).astype(mx.float32), axis=1)
+
+    @property
+    def leaf(self) -> Leaf:
+        return Leaf("linear", (self.lora_B.shape[0], self.lora_A.shape[1]))
 
     def delta(self) -> mx.array:
         """The update of the base weight, (out, in)."""
@@ -47,12 +52,12 @@ class LoRALinear(nn.Module):
 
     def _magnitude_ratio(self) -> mx.array:
         """Learned over actual row length; the length is a constant for the gradient (DoRA, section 4.3)."""
-        merged = dense_weight(self.base).astype(self.lora_A.dtype) + self.delta()
+        merged = _dense_weight(self.base).astype(self.lora_A.dtype) + self.delta()
         return self.lora_magnitude_vector / mx.stop_gradient(mx.linalg.norm(merged, axis=1))
 
     def merged(self) -> mx.array:
         """The base weight with the adapter folded in, (out, in), in the base's dtype."""
-        weight = dense_weight(self.base)
+        weight = _dense_weight(self.base)
         merged = weight.astype(mx.float32) + self.delta()
         if self.spec.use_dora:
             merged = self._magnitude_ratio()[:, None] * merged
@@ -69,7 +74,11 @@ class LoRAEmbedding(nn.Module):
         self.lora_B = b
         self.spec = spec
         if spec.use_dora:
-            self.lora_magnitude_vector = mx.linalg.norm(dense_weight(base).astype(mx.float32), axis=0)
+            self.lora_magnitude_vector = mx.linalg.norm(_dense_weight(base).astype(mx.float32), axis=0)
+
+    @property
+    def leaf(self) -> Leaf:
+        return Leaf("embedding", (self.lora_A.shape[1], self.lora_B.shape[0]))
 
     def delta(self) -> mx.array:
         """The update of the base table, (entries, width)."""
@@ -84,25 +93,16 @@ class LoRAEmbedding(nn.Module):
         return y + low_rank.astype(y.dtype)
 
     def _magnitude_ratio(self) -> mx.array:
-        merged = dense_weight(self.base).astype(self.lora_A.dtype) + self.delta()
+        merged = _dense_weight(self.base).astype(self.lora_A.dtype) + self.delta()
         return self.lora_magnitude_vector / mx.stop_gradient(mx.linalg.norm(merged, axis=0))
 
     def merged(self) -> mx.array:
         """The base table with the adapter folded in, (entries, width), in the base's dtype."""
-        weight = dense_weight(self.base)
+        weight = _dense_weight(self.base)
         merged = weight.astype(mx.float32) + self.delta()
         if self.spec.use_dora:
             merged = self._magnitude_ratio()[None] * merged
         return merged.astype(weight.dtype)
-
-
-def dense_weight(module: Any) -> mx.array:
-    """The module's weight (out, in), or table (entries, width), dequantised if need be."""
-    if "scales" not in module:
-        return module.weight
-    return mx.dequantize(
-        module.weight, module.scales, module.get("biases"), module.group_size, module.bits, mode=module.mode
-    )
 
 
 def linears(model: nn.Module) -> dict[str, Leaf]:
@@ -111,16 +111,17 @@ def linears(model: nn.Module) -> dict[str, Leaf]:
     return {name: leaf for name, leaf in sorted(found.items()) if leaf}
 
 
-def adapters(model: nn.Module) -> dict[str, LoRALinear | LoRAEmbedding]:
-    """The adapters on the model, by the dotted name of the module they adapt."""
-    return {name: m for name, m in sorted(model.named_modules()) if isinstance(m, (LoRALinear, LoRAEmbedding))}
+def adapters(model: nn.Module) -> dict[str, tuple[Leaf, LoRASpec]]:
+    """The adapted modules by dotted name: what each was, and its adapter."""
+    return {name: (adapter.leaf, adapter.spec) for name, adapter in _adapters(model).items()}
 
 
 def adapt(model: nn.Module, names: Iterable[str], spec: LoRASpec, seed: int = 0) -> None:
     """Freeze the model and put a fresh adapter on each named module."""
-    if adapters(model):
+    if _adapters(model):
         raise InputError("this model already carries an adapter: merge it first (merge_lora_weights)")
-    leaves = linears(model)
+    names, leaves = list(names), linears(model)
+    check_names(leaves, names, strict=False, source="modules to adapt")
     modules = dict(model.named_modules())
     model.freeze()
     model.update_modules(
@@ -129,10 +130,14 @@ def adapt(model: nn.Module, names: Iterable[str], spec: LoRASpec, seed: int = 0)
 
 
 def fuse(model: nn.Module) -> None:
-    """Fold every adapter into its base weight; a quantised base becomes a full-precision module."""
-    folded = [(name, _plain(adapter)) for name, adapter in adapters(model).items()]
+    """Fold every adapter into its base weight, which stays frozen; a quantised base becomes full precision."""
+    folded = [(name, _plain(adapter)) for name, adapter in _adapters(model).items()]
     if folded:
         model.update_modules(tree_unflatten(folded))
+
+
+def _adapters(model: nn.Module) -> dict[str, LoRALinear | LoRAEmbedding]:
+    return {name: m for name, m in sorted(model.named_modules()) if isinstance(m, (LoRALinear, LoRAEmbedding))}
 
 
 def _leaf(module: nn.Module) -> Leaf | None:
@@ -143,19 +148,30 @@ def _leaf(module: nn.Module) -> Leaf | None:
     return None
 
 
+def _dense_weight(module: Any) -> mx.array:
+    """The module's weight (out, in), or table (entries, width), dequantised if need be."""
+    if "scales" not in module:
+        return module.weight
+    return mx.dequantize(
+        module.weight, module.scales, module.get("biases"), module.group_size, module.bits, mode=module.mode
+    )
+
+
 def _shape(module: Any) -> tuple[int, int]:
     rows, columns = module.weight.shape
     return (rows, columns * 32 // module.bits) if "scales" in module else (rows, columns)
 
 
 def _inside_adapter(name: str, model: nn.Module) -> bool:
-    return name.endswith(".base") and name.removesuffix(".base") in adapters(model)
+    return name.endswith(".base") and name.removesuffix(".base") in _adapters(model)
 
 
 def _wrap(base: nn.Module, name: str, leaf: Leaf, spec: LoRASpec, seed: int) -> nn.Module:
     start = initial(name, leaf, spec, seed)
     kind = LoRAEmbedding if leaf.kind == "embedding" else LoRALinear
-    return kind(base, spec, mx.array(start["lora_A"]), mx.array(start["lora_B"]))
+    adapter = kind(base, spec, mx.array(start["lora_A"]), mx.array(start["lora_B"]))
+    adapter.train(base.training)  # no dropout on a model that is set to generate
+    return adapter
 
 
 def _plain(adapter: LoRALinear | LoRAEmbedding) -> nn.Module:
@@ -167,4 +183,5 @@ def _plain(adapter: LoRALinear | LoRAEmbedding) -> nn.Module:
         if "bias" in adapter.base:
             module.bias = adapter.base.bias
     module.weight = weight
-    return module
+    module.freeze()
+    return module.train(adapter.training)

@@ -7,6 +7,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from backends.adapters.strict import check_names, check_shapes
 from backends.base import Arrays
+from backends.errors import InputError
 
 
 def parameters(model: nn.Module) -> Arrays:
@@ -20,12 +21,16 @@ def trainable(model: nn.Module) -> Arrays:
 
 
 def train_only(model: nn.Module, keep: Callable[[str], bool]) -> None:
-    """Make exactly the parameters trainable whose dotted name satisfies `keep`."""
+    """Make exactly the parameters trainable whose dotted name satisfies `keep`; InputError if quantised."""
     model.freeze()
     modules = dict(model.named_modules())
-    for name in filter(keep, parameters(model)):
+    wanted = [name for name in parameters(model) if keep(name)]
+    for name in wanted:
         owner, _, leaf = name.rpartition(".")
         modules[owner].unfreeze(recurse=False, keys=leaf, strict=True)
+    stuck = set(wanted) - set(trainable(model))  # MLX's quantised modules freeze themselves again
+    if stuck:
+        raise InputError(f"{min(stuck)} is quantised and cannot be trained: adapt it, or take full-precision weights")
 
 
 def load(model: nn.Module, arrays: Arrays, *, strict: bool = True) -> None:

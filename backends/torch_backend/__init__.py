@@ -1,10 +1,12 @@
 """The PyTorch side of the waist; `backends.mlx_backend` is its mirror."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from backends.base import Arrays, Batch, Leaf, LoRASpec, Memory, Metrics, OptimSpec, Terms, World
@@ -22,15 +24,17 @@ class TorchBackend:
 
     @classmethod
     def on(cls, device: str | None) -> "TorchBackend":
-        """The backend on `device` ("cuda:0", "0", "cpu"); by default CUDA where there is one, else the CPU."""
+        """The backend on `device` ("cuda:0", "0", "cpu"); by default this rank's CUDA device, else the CPU."""
         if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
         try:
             chosen = torch.device(f"cuda:{device}" if device.isdigit() else device)
         except RuntimeError as error:
             raise InputError(f"--device {device}: expected cpu, cuda, cuda:N or N") from error
         if chosen.type == "cuda" and not torch.cuda.is_available():
             raise InputError(f"--device {device}: PyTorch sees no CUDA device here; use --device cpu")
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
         return cls(chosen)
 
     @property
@@ -46,6 +50,9 @@ class TorchBackend:
 
     def adapt(self, model: Any, names: Iterable[str], spec: LoRASpec, seed: int = 0) -> None:
         lora.adapt(model, names, spec, seed)
+
+    def adapters(self, model: Any) -> dict[str, tuple[Leaf, LoRASpec]]:
+        return lora.adapters(model)
 
     def fuse(self, model: Any) -> None:
         lora.fuse(model)
@@ -75,6 +82,12 @@ class TorchBackend:
 
     def read(self, path: Path) -> tuple[Arrays, dict[str, str]]:
         return files.read(path)
+
+    def to_host(self, arrays: Arrays) -> dict[str, np.ndarray]:
+        return files.to_host(arrays)
+
+    def from_host(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
+        return files.from_host(arrays)
 
     def fingerprint(self, arrays: Arrays) -> str:
         return files.fingerprint(arrays)

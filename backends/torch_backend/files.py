@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import ml_dtypes
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -18,6 +20,20 @@ def write(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> None:
         save_file({name: value.detach().contiguous() for name, value in arrays.items()}, str(path), dict(metadata))
     except SafetensorError as error:
         raise OSError(f"{error}") from error
+
+
+def to_host(arrays: Arrays) -> dict[str, np.ndarray]:
+    """Copies as NumPy arrays; bfloat16, which PyTorch does not hand to NumPy, goes by its bits."""
+    bits = {n: v.detach().cpu().view(torch.uint16) if v.dtype == torch.bfloat16 else v for n, v in arrays.items()}
+    host = {name: value.detach().cpu().numpy().copy() for name, value in bits.items()}
+    return {n: v.view(ml_dtypes.bfloat16) if arrays[n].dtype == torch.bfloat16 else v for n, v in host.items()}
+
+
+def from_host(arrays: Mapping[str, np.ndarray]) -> Arrays:
+    """NumPy arrays as tensors on the CPU."""
+    bits = {n: v.view(np.uint16) if v.dtype == ml_dtypes.bfloat16 else v for n, v in arrays.items()}
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in bits.items()}
+    return {n: v.view(torch.bfloat16) if arrays[n].dtype == ml_dtypes.bfloat16 else v for n, v in tensors.items()}
 
 
 def fingerprint(arrays: Arrays) -> str:

@@ -5,12 +5,14 @@ module moves to `<name>.base`, so a base weight is `<name>.base.weight` while th
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from backends.adapters.initial import initial
+from backends.adapters.strict import check_names
 from backends.base import Leaf, LoRASpec
 from backends.errors import InputError
 
@@ -18,7 +20,7 @@ from backends.errors import InputError
 class LoRALinear(nn.Module):
     """`y = x W^T + b + scale * (dropout(x) A^T) B^T`; DoRA rescales the rows of W + scale B A to a learned length."""
 
-    def __init__(self, base: nn.Linear, spec: LoRASpec, a: torch.Tensor, b: torch.Tensor):
+    def __init__(self, base: Any, spec: LoRASpec, a: torch.Tensor, b: torch.Tensor):
         super().__init__()
         self.base = base
         self.lora_A = nn.Parameter(a)
@@ -27,6 +29,10 @@ class LoRALinear(nn.Module):
         self.dropout = nn.Dropout(spec.dropout)
         if spec.use_dora:
             self.lora_magnitude_vector = nn.Parameter(torch.linalg.norm(base.weight.detach().float(), dim=1))
+
+    @property
+    def leaf(self) -> Leaf:
+        return Leaf("linear", (self.lora_B.shape[0], self.lora_A.shape[1]))
 
     def delta(self) -> torch.Tensor:
         """The update of the base weight, (out, in)."""
@@ -59,7 +65,7 @@ class LoRALinear(nn.Module):
 class LoRAEmbedding(nn.Module):
     """`y = W[i] + scale * A^T[i] B^T` with A (r, entries), B (width, r); with DoRA the columns are rescaled."""
 
-    def __init__(self, base: nn.Embedding, spec: LoRASpec, a: torch.Tensor, b: torch.Tensor):
+    def __init__(self, base: Any, spec: LoRASpec, a: torch.Tensor, b: torch.Tensor):
         super().__init__()
         self.base = base
         self.lora_A = nn.Parameter(a)
@@ -67,6 +73,10 @@ class LoRAEmbedding(nn.Module):
         self.spec = spec
         if spec.use_dora:
             self.lora_magnitude_vector = nn.Parameter(torch.linalg.norm(base.weight.detach().float(), dim=0))
+
+    @property
+    def leaf(self) -> Leaf:
+        return Leaf("embedding", (self.lora_A.shape[1], self.lora_B.shape[0]))
 
     def delta(self) -> torch.Tensor:
         """The update of the base table, (entries, width)."""
@@ -99,16 +109,17 @@ def linears(model: nn.Module) -> dict[str, Leaf]:
     return {name: leaf for name, leaf in sorted(found.items()) if leaf}
 
 
-def adapters(model: nn.Module) -> dict[str, LoRALinear | LoRAEmbedding]:
-    """The adapters on the model, by the dotted name of the module they adapt."""
-    return {name: m for name, m in sorted(model.named_modules()) if isinstance(m, (LoRALinear, LoRAEmbedding))}
+def adapters(model: nn.Module) -> dict[str, tuple[Leaf, LoRASpec]]:
+    """The adapted modules by dotted name: what each was, and its adapter."""
+    return {name: (adapter.leaf, adapter.spec) for name, adapter in _adapters(model).items()}
 
 
 def adapt(model: nn.Module, names: Iterable[str], spec: LoRASpec, seed: int = 0) -> None:
     """Freeze the model and put a fresh adapter on each named module."""
-    if adapters(model):
+    if _adapters(model):
         raise InputError("this model already carries an adapter: merge it first (merge_lora_weights)")
-    leaves = linears(model)
+    names, leaves = list(names), linears(model)
+    check_names(leaves, names, strict=False, source="modules to adapt")
     modules = dict(model.named_modules())
     model.requires_grad_(False)
     for name in names:
@@ -117,10 +128,17 @@ def adapt(model: nn.Module, names: Iterable[str], spec: LoRASpec, seed: int = 0)
 
 @torch.no_grad()
 def fuse(model: nn.Module) -> None:
-    """Fold every adapter into its base weight."""
-    for name, adapter in adapters(model).items():
-        adapter.base.weight.copy_(adapter.merged())
+    """Fold every adapter into its base weight, which stays frozen.
+
+    The weight is a new parameter: one that another module shares must not change there.
+    """
+    for name, adapter in _adapters(model).items():
+        adapter.base.weight = nn.Parameter(adapter.merged(), requires_grad=False)
         _replace(model, name, adapter.base)
+
+
+def _adapters(model: nn.Module) -> dict[str, LoRALinear | LoRAEmbedding]:
+    return {name: m for name, m in sorted(model.named_modules()) if isinstance(m, (LoRALinear, LoRAEmbedding))}
 
 
 def _leaf(module: nn.Module) -> Leaf | None:
@@ -132,17 +150,15 @@ def _leaf(module: nn.Module) -> Leaf | None:
 
 
 def _inside_adapter(name: str, model: nn.Module) -> bool:
-    return name.endswith(".base") and name.removesuffix(".base") in adapters(model)
+    return name.endswith(".base") and name.removesuffix(".base") in _adapters(model)
 
 
 def _wrap(base: nn.Module, name: str, leaf: Leaf, spec: LoRASpec, seed: int) -> nn.Module:
     start = initial(name, leaf, spec, seed)
     device = next(base.parameters()).device
-    a, b = (torch.from_numpy(start[key]).to(device) for key in ("lora_A", "lora_B"))
-    if isinstance(base, nn.Embedding):
-        return LoRAEmbedding(base, spec, a, b)
-    assert isinstance(base, nn.Linear)
-    return LoRALinear(base, spec, a, b)
+    kind = LoRAEmbedding if leaf.kind == "embedding" else LoRALinear
+    adapter = kind(base, spec, *(torch.from_numpy(start[key]).to(device) for key in ("lora_A", "lora_B")))
+    return adapter.train(base.training)  # no dropout on a model that is set to generate
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -53,7 +53,7 @@ class Step:
         """Moments by parameter name, and the step count."""
         arrays: Arrays = {"steps": torch.tensor(self.steps)}
         for name, parameter in self.trained.items():
-            arrays.update({f"{name}.{key}": value for key, value in self.optimizer.state[parameter].items()})
+            arrays.update({f"{name}.{key}": value for key, value in self.optimizer.state.get(parameter, {}).items()})
         return arrays
 
     def load_state(self, arrays: Arrays) -> None:

@@ -1,7 +1,10 @@
 """The processes that train together on PyTorch (`torchrun`); alone, every operation is the identity."""
 
+import atexit
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -26,8 +29,22 @@ class TorchWorld:
         self.sum([0.0])
 
 
+@cache
 def world() -> TorchWorld:
-    """The process group that is already there, or one process alone."""
-    if dist.is_available() and dist.is_initialized():
-        return TorchWorld(dist.get_rank(), dist.get_world_size())
-    return TorchWorld(0, 1)
+    """Join the group that a launcher made, or stand alone."""
+    if not dist.is_available():
+        return TorchWorld(0, 1)
+    if not dist.is_initialized() and _launched():
+        dist.init_process_group()
+        atexit.register(_leave)
+    return TorchWorld(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else TorchWorld(0, 1)
+
+
+def _launched() -> bool:
+    """Whether torchrun, or something like it, started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

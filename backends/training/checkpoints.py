@@ -35,20 +35,21 @@ class Checkpoints:
             seal(staging)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(staging, final)
+            for directory in (self.directory, self.directory.parent):
+                sync(directory)
         except OSError as error:
             shutil.rmtree(staging, ignore_errors=True)
             raise InputError(
                 f"{final}: cannot save a checkpoint ({error.strerror or error}); earlier ones are intact: "
                 "free some disk space and run the same command again"
             ) from error
-        sync(self.directory)
-        self._rotate()
+        self._rotate(step)
         return final
 
     def newest(self, report: Callable[[str], None] = print) -> Path | None:
         """The newest checkpoint that verifies; says which it passed over and why. Removes unfinished ones."""
         for leftover in self.directory.glob("step_*.tmp"):
-            shutil.rmtree(leftover)
+            shutil.rmtree(leftover, ignore_errors=True)  # several ranks may be at it
         for path in reversed(self.all()):
             problem = damage(path)
             if problem is None:
@@ -65,9 +66,12 @@ class Checkpoints:
         """Remove every checkpoint."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _rotate(self) -> None:
-        for path in self.all()[: -self.keep_last]:
-            shutil.rmtree(path)
+    def _rotate(self, step: int) -> None:
+        """Remove those before the `keep_last` newest up to `step`, and damaged ones of a future that was given up."""
+        kept = [path for path in self.all() if step_of(path) <= step][-self.keep_last :]
+        for path in self.all():
+            if path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -1,24 +1,41 @@
 """The run's log: metrics.csv, one row per `log_every` steps and per evaluation, continued when a run resumes."""
 
 import csv
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from backends.atomic import write_atomically
+from backends.atomic import sync, write_atomically
 from backends.base import Metrics
+from backends.errors import InputError
 
 FIRST = ("step", "epoch", "loss", "val_loss", "learning_rate", "grad_norm", "audio_s_per_s", "peak_memory_gb")
 
 
 class MetricsLog:
-    """Appends rows to a CSV file. Columns are fixed by the first run; a resumed run drops rows after its step."""
+    """Appends rows to a CSV file. A resumed run keeps the `rows` that were there when its checkpoint was saved."""
 
-    def __init__(self, path: Path, terms: Sequence[str], resumed_step: int):
+    def __init__(self, path: Path, terms: Sequence[str], rows: int):
         self.path = path
         self.columns = [*FIRST, *terms]
-        kept = [row for row in read(path) if row.get("step", math.inf) <= resumed_step] if resumed_step else []
+        kept = read(path)[:rows]
+        self.rows = len(kept)
         write_atomically(path, lambda staging: self._write_all(staging, kept))
+
+    def row(self, values: Metrics) -> None:
+        """Append one row; columns without a value stay empty."""
+        try:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self.columns, extrasaction="ignore").writerow(_cells(values))
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be written ({error.strerror}); the checkpoints are intact: "
+                "free some disk space and run the same command again"
+            ) from error
+        self.rows += 1
+
+    def sync(self) -> None:
+        """Bring the rows to the disk, so that a checkpoint that counts them is not newer than they are."""
+        sync(self.path)
 
     def _write_all(self, path: Path, rows: list[Metrics]) -> None:
         with path.open("w", newline="", encoding="utf-8") as file:
@@ -26,18 +43,21 @@ class MetricsLog:
             writer.writeheader()
             writer.writerows(_cells(row) for row in rows)
 
-    def row(self, values: Metrics) -> None:
-        """Append one row; columns without a value stay empty."""
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns, extrasaction="ignore").writerow(_cells(values))
-
 
 def read(path: Path) -> list[Metrics]:
-    """The rows of a metrics.csv as numbers, without empty cells; no rows where there is no file."""
+    """The rows of a metrics.csv as numbers, without empty cells; no rows where there is no file.
+
+    Ends before a row that a crash cut short.
+    """
     if not path.exists():
         return []
+    rows = []
     with path.open(newline="", encoding="utf-8") as file:
-        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+        for row in csv.DictReader(file):
+            if None in row.values():
+                break
+            rows.append({name: float(cell) for name, cell in row.items() if cell})
+    return rows
 
 
 def _cells(row: Metrics) -> dict[str, str]:

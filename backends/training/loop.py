@@ -3,16 +3,15 @@
 import json
 import math
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from backends.atomic import write_text
 from backends.base import Backend, Batch, Metrics, Task
 from backends.data.prefetch import prefetch
 from backends.errors import InputError
@@ -22,6 +21,7 @@ from backends.training.log import MetricsLog, Window
 from backends.training.options import TrainOptions
 from backends.training.report import write_report
 from backends.training.schedule import learning_rate
+from backends.training.signals import interruptible
 from backends.training.state import RunState
 
 
@@ -75,14 +75,13 @@ class _Run:
         self.last_save = self.last_log = time.monotonic()
         self.seconds = 0.0  # of audio since the last row of the log
         self.exported: Path | None = None
-        self.loss: float | None = None
 
     def to_the_end(self) -> Result:
         self._start()
-        with _interruptible() as interrupted, self._progress() as bar:
+        with interruptible() as interrupted, self._progress() as self.bar:
             while self.state.epoch <= self.options.epochs and not self.state.stopped:
                 for micro_batches in prefetch(self.task.batches(self.state.epoch, self.state.position)):
-                    self._update(micro_batches, bar)
+                    self._update(micro_batches)
                     if self._due(self.options.eval_every):
                         self._evaluate()
                     if self._due(self.options.save_every):
@@ -97,45 +96,51 @@ class _Run:
                         break
                 else:
                     self._end_epoch()
-        self._save()
+            self._save()
+            self._log()
         return self._result()
 
     def _start(self) -> None:
-        self.log = (
-            MetricsLog(self.directory / "metrics.csv", self.task.term_names, self.state.step) if self.chief else None
-        )
+        self.log = None
         if self.chief:
-            (self.directory / "config.json").write_text(json.dumps(self.config, indent=1), encoding="utf-8")
+            self.log = MetricsLog(self.directory / "metrics.csv", self.task.term_names, self.state.rows)
+            write_text(self.directory / "config.json", json.dumps(self.config, indent=1))
         if self.state.step == 0:
             self._sample()
         self.backend.reset_peak_memory()
 
-    def _update(self, micro_batches: list[Batch], bar: tqdm) -> None:
-        lr = learning_rate(
-            self.state.step,
+    def _update(self, micro_batches: list[Batch]) -> None:
+        weights = self.task.weights(micro_batches, self.backend.world)
+        metrics = self.step(micro_batches, weights, self._rate(self.state.step))
+        self._finite(metrics)
+        self.state = replace(self.state, step=self.state.step + 1, position=self.state.position + 1)
+        self.seconds += self.task.seconds(micro_batches)
+        self.window.add(metrics)
+        self.bar.update()
+        if self._due(self.options.log_every):
+            self._log()
+
+    def _rate(self, step: int) -> float:
+        return learning_rate(
+            step,
             peak=self.options.learning_rate,
             total=self.total,
             warmup=self.options.warmup_steps,
             schedule=self.options.schedule,
         )
-        weights = self.task.weights(micro_batches, self.backend.world)
-        metrics = self.step(micro_batches, weights, lr)
-        self._finite(metrics)
-        self.state = replace(self.state, step=self.state.step + 1, position=self.state.position + 1)
-        self.seconds += self.task.seconds(micro_batches)
-        self.window.add(metrics)
-        bar.update()
-        if self._due(self.options.log_every):
-            self._log(lr, bar)
 
-    def _log(self, lr: float, bar: tqdm) -> None:
+    def _log(self) -> None:
+        """A row for the steps since the last one, if there are any."""
+        if not self.window.steps:
+            return
         now = time.monotonic()
         means = self.window.mean()
-        self.loss = means["loss"]
+        self.state = replace(self.state, loss=means["loss"])
         speed = self.seconds / max(now - self.last_log, 1e-9)
         peak = self.backend.memory().peak / 1e9
-        self._row({**means, "learning_rate": lr, "audio_s_per_s": speed, "peak_memory_gb": peak})
-        bar.set_postfix_str(f"loss {self.loss:.4f}, {speed:.1f} audio-s/s, peak {peak:.2f} GB")
+        rate = self._rate(self.state.step - 1)
+        self._row({**means, "learning_rate": rate, "audio_s_per_s": speed, "peak_memory_gb": peak})
+        self.bar.set_postfix_str(f"loss {means['loss']:.4f}, {speed:.1f} audio-s/s, peak {peak:.2f} GB")
         self.last_log, self.seconds = now, 0.0
 
     def _row(self, values: Metrics) -> None:
@@ -150,6 +155,7 @@ class _Run:
         self._save()
 
     def _evaluate(self) -> None:
+        started = time.monotonic()
         batches = self.task.validation()
         if batches:
             value = validate(self.evaluate, self.task, batches, self.backend)
@@ -157,19 +163,22 @@ class _Run:
             self._judge(value)
         self._sample()
         self._report()
+        self.last_log += time.monotonic() - started  # the log's speed is that of training
 
     def _judge(self, value: float) -> None:
         if self.state.best is None or value < self.state.best:
             self.state = replace(self.state, best=value, stale=0)
-            self._export("best")
+            self.exported = self._export("best")
             return
         self.state = replace(self.state, stale=self.state.stale + 1)
         if self.options.patience and self.state.stale >= self.options.patience:
             self.state = replace(self.state, stopped=f"no better validation loss in {self.state.stale} evaluations")
 
     def _save(self) -> None:
-        if self.chief:
-            self.state = replace(self.state, window=dict(self.window.sums), window_steps=self.window.steps)
+        if self.log:
+            self.log.sync()
+            window = dict(self.window.sums)
+            self.state = replace(self.state, rows=self.log.rows, window=window, window_steps=self.window.steps)
             state.save(self.checkpoints, self.backend, self.model, self.step, self.state, self.config)
         self.last_save = time.monotonic()
         self.backend.world.barrier()
@@ -189,18 +198,30 @@ class _Run:
         if not self.options.resume and self.chief:
             self.checkpoints.clear()
         self.backend.world.barrier()
-        newest = self.checkpoints.newest() or self._given_checkpoint()
-        if newest is None:
-            return RunState()
-        restored = state.restore(newest, self.backend, self.model, self.step, self.config)
+        report = print if self.chief else (lambda _line: None)
+        newest = self.checkpoints.newest(report) or self._given_checkpoint()
+        restored = RunState()
+        if newest is not None:
+            restored = state.restore(newest, self.backend, self.model, self.step, self.config, report)
+        self._same_start(restored)
         if restored.stopped and (not self.options.patience or restored.stale < self.options.patience):
             return replace(restored, stopped="")
         return restored
 
+    def _same_start(self, restored: RunState) -> None:
+        ranks = self.backend.world.size
+        if self.backend.world.sum([float(restored.step)]) != [float(ranks * restored.step)]:
+            raise InputError(
+                f"--output-dir {self.directory}: the {ranks} processes find different checkpoints there: "
+                "give a folder that all of them share"
+            )
+
     def _given_checkpoint(self) -> Path | None:
         """The checkpoint directory of --resume-from, if it is one; a weights file is for the command to load."""
         given = self.options.resume_from
-        if given is None or not given.is_dir():
+        if given is not None and not given.exists():
+            raise InputError(f"--resume-from {given}: no such checkpoint directory or weights file")
+        if given is None or given.is_file():
             return None
         problem = damage(given)
         if problem:
@@ -243,7 +264,7 @@ class _Run:
         return Result(
             step=self.state.step,
             epoch=min(self.state.epoch, self.options.epochs),
-            loss=self.loss,
+            loss=self.state.loss,
             val_loss=self.state.best,
             report=self.directory / "report.html",
             exported=self.exported,
@@ -259,25 +280,3 @@ def validate(evaluate: Callable[[Batch], Metrics], task: Task, batches: list[Bat
         for name, value in evaluate(batch).items():
             totals[name] += value
     return sum(backend.world.sum([weights[name] * total for name, total in totals.items()]))
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], int]]:
-    """Turn the first SIGINT or SIGTERM into a flag, so that the step in hand is finished and saved; a second stops."""
-    received: list[int] = []
-
-    def handle(signum: int, _frame: object) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(signum)
-        print(f"\nstopping after this step (signal {signum}); run the same command again to continue", flush=True)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: 0
-        return
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: received[0] if received else 0
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

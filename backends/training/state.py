@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from backends.adapters.strict import check_names
 from backends.base import Backend, Metrics, TrainStep
 from backends.errors import InputError
 from backends.training.checkpoints import Checkpoints
@@ -21,6 +22,8 @@ class RunState:
     position: int = 0
     best: float | None = None
     stale: int = 0  # evaluations since the best
+    loss: float | None = None  # of the newest row of the log
+    rows: int = 0  # of the log
     window: Metrics = field(default_factory=dict)
     window_steps: int = 0
     stopped: str = ""  # why the run ended before its last epoch
@@ -48,6 +51,7 @@ def restore(
     _same_run(path, {**payload["config"], "backend": payload["backend"]}, {**config, "backend": backend.name})
     weights, _ = backend.read(path / "weights.safetensors")
     moments, _ = backend.read(path / "optimizer.safetensors")
+    check_names(backend.trainable(model), weights, source=str(path))
     backend.load(model, weights, strict=False)
     step.load_state(moments)
     state = RunState(**payload["state"])
@@ -57,10 +61,12 @@ def restore(
 
 def _same_run(path: Path, saved: dict, asked: dict) -> None:
     may_change = set(MAY_CHANGE)
-    if asked.get("schedule") != "constant":
+    if asked["schedule"] != "constant":
         may_change.discard("epochs")  # the schedule's end moves with it
-    for name, value in asked["identity"].items():
-        if saved["identity"].get(name) != value:
+    if asked["resume_from"] == str(path):
+        may_change.add("resume_from")  # the other run did not start from itself
+    for name in sorted(set(saved["identity"]) | set(asked["identity"])):
+        if saved["identity"].get(name) != asked["identity"].get(name):
             raise InputError(
                 f"the {name} has changed since {path} was saved: use another --output-dir, or --no-resume to start over"
             )

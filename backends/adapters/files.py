@@ -1,0 +1,134 @@
+"""Adapters as one safetensors file: what trains, under the live names, with everything needed to apply it again."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from backends.adapters.strict import check_names
+from backends.atomic import write_atomically
+from backends.base import AdapterInfo, Backend, LoRASpec
+from backends.errors import InputError
+
+FORMAT = "audiosmith-lora"
+
+
+def save_adapter(backend: Backend, model: Any, path: Path, info: AdapterInfo) -> None:
+    """Write exactly what trains in `model`, and `info` as metadata; atomic.
+
+    Tensors are `<module>.lora_A` (r, in), `<module>.lora_B` (out, r), `<module>.lora_magnitude_vector` (out,), and the
+    parameters trained whole. Raises InputError where the disk refuses.
+    """
+    write_atomically(path, lambda staging: backend.write(staging, backend.trainable(model), _metadata(info)))
+
+
+def read_info(path: Path) -> AdapterInfo:
+    """What an adapter file says of itself; reads only its header. Raises InputError where it is no such file."""
+    path = _file(path)
+    info = _info(path)
+    if info is None:
+        raise InputError(
+            f"{path}: an adapter without rank, alpha and targets in its metadata: apply an adapter with the values it "
+            "was trained with, then load it"
+        )
+    return info
+
+
+def load_adapter(backend: Backend, model: Any, path: Path) -> None:
+    """Load a file into a model that carries the same adapter, with the parameters that were trained whole.
+
+    `path` may also be a directory that holds model.safetensors, as csm-mlx's trainer wrote; that has no metadata, so
+    only names and shapes are checked. Raises InputError that names both values where rank, alpha, use_dora,
+    use_rslora or targets differ, and where a tensor is missing or unexpected.
+    """
+    path = _file(path)
+    info, live = _info(path), adapter_info(backend, model)
+    if info is not None:
+        check_same(info, live, str(path))
+    arrays, _ = backend.read(path)
+    check_names(backend.parameters(model), arrays, strict=False, source=str(path))
+    check_names({*backend.trainable(model), *arrays}, arrays, source=str(path))
+    backend.load(model, arrays, strict=False)
+
+
+def adapter_info(backend: Backend, model: Any, base: str = "") -> AdapterInfo:
+    """The adapter that `model` carries. Raises InputError where there is none."""
+    adapters = backend.adapters(model)
+    if not adapters:
+        raise InputError("this model carries no adapter: apply one first (apply_lora_to_model)")
+    _, spec = next(iter(adapters.values()))
+    whole = [name for name in backend.trainable(model) if not is_adapter(name, adapters)]
+    return AdapterInfo(spec, tuple(adapters), base, tuple(whole))
+
+
+def is_adapter(name: str, targets: Iterable[str]) -> bool:
+    """Whether a parameter's name is one of an adapter on `targets`."""
+    module, _, leaf = name.rpartition(".")
+    return leaf.startswith("lora_") and module in targets
+
+
+def check_same(given: AdapterInfo, live: AdapterInfo, source: str) -> None:
+    """Raise InputError that names both values where two adapters are not the same kind."""
+    for name in ("rank", "alpha", "use_rslora", "use_dora"):
+        theirs, ours = getattr(given.spec, name), getattr(live.spec, name)
+        if theirs != ours:
+            raise InputError(
+                f"{source}: {name} is {theirs} in the file, but {ours} on the model: apply the adapter with {theirs}"
+            )
+    if set(given.targets) != set(live.targets):
+        raise InputError(
+            f"{source}: targets are {_listed(given.targets, live.targets)} in the file, but "
+            f"{_listed(live.targets, given.targets)} on the model: apply the adapter to the file's"
+        )
+
+
+def _listed(targets: tuple[str, ...], others: tuple[str, ...]) -> str:
+    """So many modules, with those first that the other side lacks."""
+    alone = sorted(set(targets) - set(others))
+    return f"{len(targets)} modules" + (
+        f" with {', '.join(alone[:3])}{', ...' if len(alone) > 3 else ''}" if alone else ""
+    )
+
+
+def _metadata(info: AdapterInfo) -> dict[str, str]:
+    spec = info.spec
+    return {
+        "format": FORMAT,
+        "rank": str(spec.rank),
+        "alpha": str(spec.alpha),
+        "dropout": str(spec.dropout),
+        "use_rslora": json.dumps(spec.use_rslora),
+        "use_dora": json.dumps(spec.use_dora),
+        "targets": json.dumps(info.targets),
+        "base": info.base,
+        "trained": json.dumps(info.trained),
+    }
+
+
+def _info(path: Path) -> AdapterInfo | None:
+    """The metadata of a file; None where it has none of ours."""
+    try:
+        with safe_open(str(path), framework="np") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from error
+    if metadata.get("format") != FORMAT:
+        return None
+    try:
+        numbers = {"rank": int(metadata["rank"]), "alpha": float(metadata["alpha"])}
+        switches = {name: json.loads(metadata[name]) for name in ("use_rslora", "use_dora")}
+        spec = LoRASpec(**numbers, dropout=float(metadata["dropout"]), **switches)
+        targets, trained = (tuple(json.loads(metadata[name])) for name in ("targets", "trained"))
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path}: its adapter metadata is damaged ({error}): save or download it again") from error
+    return AdapterInfo(spec, targets, metadata.get("base", ""), trained)
+
+
+def _file(path: Path) -> Path:
+    path = Path(path).expanduser()
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"{file}: no such adapter file")
+    return file

@@ -32,6 +32,16 @@ WEIGHTS = (
     "ckpt.safetensors",
     "ckpt.pt",
 )
+# What transformers' processor and generation read; carried along, so that converting there and back loses nothing.
+BESIDE = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 
 
 def choose_files(files: Sequence[str], source: object) -> list[str]:
@@ -39,7 +49,7 @@ def choose_files(files: Sequence[str], source: object) -> list[str]:
     weights = next((name for name in WEIGHTS if name in files), None)
     if weights is None:
         raise InputError(f"{source}: holds none of {', '.join(WEIGHTS)}")
-    beside = ("config.json", "tokenizer.json", *CODEC.files)
+    beside = ("config.json", *BESIDE, *CODEC.files)
     chosen = [weights, *(name for name in beside if name in files)]
     if weights.endswith(".index.json"):
         chosen += fnmatch.filter(files, weights.replace(".safetensors.index.json", "-*-of-*.safetensors"))
@@ -170,4 +180,5 @@ FAMILY = Family(
     choose_files=choose_files,
     companion=CODEC,
     embedding=("transformers",),
+    beside=BESIDE,
 )

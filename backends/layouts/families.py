@@ -34,7 +34,8 @@ class Family:
 
     layouts         names of those that can be read; `written`, of those that can be written; `ours` is one of them
     published       settings of weights that come without a configuration
-    embedding       layouts that hold the companion inside
+    companion       the model that comes along; `embedding` names the layouts that hold it inside
+    beside          files that go with the weights unchanged
     detect          tensor names -> layout, None if none of this family's
     own             a file's tensors -> {name that the rules know: name in the file} of this family's
     shapes          settings -> every tensor of ours
@@ -59,6 +60,7 @@ class Family:
     choose_files: Callable[[Sequence[str], object], list[str]]
     companion: Companion | None = None
     embedding: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 def family(name: str) -> Family:

@@ -114,6 +114,11 @@ def renamed(source: Tensors, names: Mapping[str, str]) -> Lazy:
     return Lazy({new: partial(source.__getitem__, old) for new, old in names.items()})
 
 
+def together(*parts: Tensors) -> Lazy:
+    """The tensors of all parts."""
+    return Lazy({name: partial(part.__getitem__, name) for part in parts for name in part})
+
+
 def to_ours(source: Tensors, rules: Sequence[AnyRule], what: str) -> Lazy:
     """`source` in our names and forms. Raises InputError for a name that no rule knows; `what` says whose it is."""
     table = [(rule, _regex(rule.theirs)) for rule in rules]

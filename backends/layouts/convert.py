@@ -1,0 +1,154 @@
+"""Rewrite a checkpoint in another layout, tensor for tensor, without either framework.
+
+    python -m backends.layouts.convert sesame/csm-1b ours --to csm-mlx
+    python -m backends.layouts.convert finetune_output/ckpt_epoch_5.safetensors hf --to transformers
+
+Tensors are read, changed and written one at a time, so memory stays at the largest of them.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from backends.atomic import sync, write_text
+from backends.cli import run
+from backends.errors import InputError
+from backends.layouts.checkpoint import Checkpoint, Tensors, companion, find, open_checkpoint
+from backends.layouts.families import Family, family, of_layout
+from backends.layouts.files import read_json, write
+from backends.layouts.rules import renamed, together
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Rewrite a checkpoint in another layout, tensor for tensor."""
+
+    src: Annotated[str, Positional, arg(metavar="SRC")]
+    """A weights file, an index.json, a directory or a Hub id, of any layout of the same family."""
+    dst: Annotated[Path, Positional, arg(metavar="DST")]
+    """A .safetensors file, or a directory, which also gets the configuration and what lies beside the weights."""
+    to: Annotated[str, arg(metavar="NAME")]
+    """torchtune, transformers or csm-mlx (CSM); mimi, kyutai-mimi or mlx-mimi (Mimi)."""
+    overwrite: bool = False
+    """Replace DST where it exists."""
+
+
+def main(options: Options) -> None:
+    """Convert and say what was done."""
+    kind = of_layout(options.to)
+    _check_destination(options.dst, kind, overwrite=options.overwrite)
+    path = find(options.src, kind, "SRC")
+    source = open_checkpoint(path, kind)
+    along = companion(source, path)
+    print(_described(source))
+    if options.dst.suffix == ".safetensors":
+        write(options.dst, *_weights(source, along, options.to))
+    else:
+        _replace(options.dst, lambda folder: _fill(folder, source, along, path, options.to))
+    print(f"{options.dst}: {options.to}{_about_companion(source, along, options)}")
+
+
+def _described(source: Checkpoint) -> str:
+    count = sum(value.size for value in source.like.values())
+    dtypes = ", ".join(sorted({value.dtype.name for value in source.like.values()}))
+    return f"{source.source}: {source.family.title}, {source.layout}, {count:,} parameters, {dtypes}"
+
+
+def _about_companion(source: Checkpoint, along: Checkpoint | None, options: Options) -> str:
+    wanted = source.family.companion
+    if wanted is None:
+        return ""
+    title = family(wanted.family).title
+    inside = options.to in source.family.embedding
+    if along is None and inside:
+        where = f"no {title} lies inside or beside {source.source}"
+        return f", without {wanted.prefix}* ({where}; put {' or '.join(wanted.files)} there to have it along)"
+    if along is None:
+        return ""
+    if inside:
+        return f", with the {title} of {along.source} under {wanted.prefix}"
+    if options.dst.suffix == ".safetensors":
+        return f", without the {title} of {along.source} (a directory would get it)"
+    return f", with the {title} of {along.source} as {wanted.files[0]}"
+
+
+def _weights(source: Checkpoint, along: Checkpoint | None, layout: str) -> tuple[Tensors, dict[str, str], Tensors]:
+    """What `write` needs: tensors, metadata, shapes and dtypes."""
+    tensors, like = source.as_layout(layout)
+    metadata = {"format": "mlx" if layout == source.family.ours else "pt"}
+    wanted = source.family.companion
+    if along is None or wanted is None or layout not in source.family.embedding:
+        return tensors, metadata, like
+    inner, inner_like = along.as_layout(wanted.layout)
+    names = {f"{wanted.prefix}{name}": name for name in inner}
+    return together(tensors, renamed(inner, names)), metadata, {**like, **renamed(inner_like, names)}
+
+
+def _fill(folder: Path, source: Checkpoint, along: Checkpoint | None, path: Path, layout: str) -> None:
+    write(folder / WEIGHTS, *_weights(source, along, layout))
+    write_text(folder / CONFIG, json.dumps(_config(source, path, layout), indent=1))
+    wanted = source.family.companion
+    if along is not None and wanted is not None and layout not in source.family.embedding:
+        write(folder / wanted.files[0], *_weights(along, None, along.family.ours))
+    for name in source.family.beside:
+        if (path.parent / name).is_file():
+            shutil.copyfile(path.parent / name, folder / name)
+            sync(folder / name)
+
+
+def _config(source: Checkpoint, path: Path, layout: str) -> dict:
+    """The configuration in the layout's form; where the layout stays the same, as it was."""
+    beside = path.parent / CONFIG
+    if layout != source.layout or not beside.is_file():
+        return source.family.write_settings(source.settings, layout)
+    # Sesame's repository points transformers to its index by this key; the copy is a single file.
+    return {key: value for key, value in read_json(beside).items() if key != "transformers_weights"}
+
+
+def _check_destination(path: Path, kind: Family, *, overwrite: bool) -> None:
+    """Refuse what exists unless told otherwise, and never remove files of a kind that is not written here."""
+    if path.suffix and path.suffix != ".safetensors" and not path.is_dir():
+        raise InputError(f"DST {path}: expected a .safetensors file or a directory")
+    if not path.exists():
+        return
+    if not overwrite:
+        raise InputError(f"DST {path}: already exists; give another name, or --overwrite")
+    if path.is_dir():
+        along = kind.companion.files[:1] if kind.companion else ()
+        ours = {CONFIG, WEIGHTS, *kind.beside, *along}
+        foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
+        if foreign:
+            raise InputError(f"DST {path}: holds {foreign[0]}, which is not replaced; give another directory")
+
+
+def _replace(path: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` make the directory under another name, then put it in place of `path`."""
+    staging, old = (path.with_name(f".{path.name}.{kind}") for kind in ("tmp", "old"))
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        fill(staging)
+        sync(staging)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(staging, path)
+        sync(path.parent)
+    except OSError as error:
+        raise InputError(f"DST {path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    run(main, Options)

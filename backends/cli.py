@@ -32,6 +32,8 @@ def run(main: Callable[[Options], object], options: type[Options], argv: Sequenc
         main(parsed)
     except InputError as error:
         _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -45,11 +47,17 @@ def parse(options: type[Options], argv: Sequence[str]) -> Options:
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(options, args=argv, description=options.__doc__)
+            return tyro.cli(options, args=argv, description=options.__doc__, prog=_program())
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise InputError(_one_line(errors.getvalue())) from None
+
+
+def _program() -> str | None:
+    """What the user typed: "python -m package.module", or the script's name."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name}" if spec else None
 
 
 def _fail(message: str) -> None:
@@ -58,11 +66,17 @@ def _fail(message: str) -> None:
 
 
 def _one_line(text: str) -> str:
-    """tyro's framed message as one line."""
-    inner = " ".join(re.sub(r"[╭╮╰╯│─]", " ", re.sub(r"\x1b\[[0-9;]*m", "", text)).split())
-    inner = re.sub(r"\s*For full helptext, (run|see) .*", "", inner)
-    ours = re.match(r"Value error Error parsing \w+: (.*)", inner)  # an InputError raised while making the options
-    return ours[1] if ours else f"{inner}; see --help"
+    """tyro's framed message as one line: what is wrong, without its title where that only repeats it."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    title = re.search(r"╭─ (.*?) ─", text)
+    body = " ".join(re.sub(r"╭.*╮|[╰╯│─]", " ", text).split())
+    body = re.sub(r"\s*For full helptext, .*|\s*Got errors: .*?(?= Argument helptext|$)", "", body)
+    ours = re.match(r"Error parsing \w+: (.*)", body)  # an InputError raised while making the options
+    if ours:
+        return ours[1]
+    repeats = not title or body.lower().startswith(title[1].split()[0].lower())
+    prefix = "" if repeats else f"{title[1].lower()}: "  # type: ignore[index]
+    return f"{prefix}{body}; see --help"
 
 
 def _config_flags(options: type, argv: Sequence[str]) -> list[str]:

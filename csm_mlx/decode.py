@@ -253,13 +253,13 @@ def _rows(x: mx.array, T: int) -> mx.array:
 
 def fuse(model: CSM) -> Weights:
     """The weights for `FusedPath`, sharing memory with the model's. Layer by layer, so that little is held twice."""
-    K, V = model.config.codebooks, model.config.audio_vocab
+    K, V, entries = model.config.codebooks, model.config.audio_vocab, model.config.mimi.entries
     weights = {
         "backbone": _fuse_stack(model.backbone),
         "decoder": _fuse_stack(model.decoder),
         "projection": model.projection.weight.T,
-        "head0": model.codebook0_head.weight.T,
-        "heads": [model.audio_head[index] for index in range(K - 1)],
+        "head0": model.codebook0_head.weight[:entries].T,
+        "heads": [model.audio_head[index, :, :entries] for index in range(K - 1)],
         "audio": model.audio_embeddings.weight,
         "rows": V * mx.arange(K),
         "row": [mx.array([V * index]) for index in range(K)],

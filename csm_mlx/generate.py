@@ -2,12 +2,15 @@
 
     python -m csm_mlx.generate --text "Hello." --speaker 0 --output out.wav
 
-The importable function is `csm_mlx.generate` (its home is `csm_mlx.generation`).
+The importable function is `csm_mlx.generate`; its home is `csm_mlx.generation`. Importing this module puts the module in
+the function's place in the package, so the module can be called like the function.
 """
 
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import mlx.core as mx
@@ -146,6 +149,13 @@ def _closing(options: GenerateOptions, seconds: float, elapsed: float, *, full: 
         f"(real-time factor {elapsed / seconds:.2f}), peak memory {peak:.2f} GB{ended}"
     )
 
+
+class _Callable(ModuleType):
+    def __call__(self, *arguments: Any, **options: Any) -> mx.array:
+        return generate(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
     cli.run(main, GenerateOptions)

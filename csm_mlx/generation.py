@@ -217,7 +217,8 @@ def picker(model: CSM, sampler: Any, key: mx.array) -> Pick:
         return lambda logits, _codebook: sampler(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
     if sampler.temperature == 0:
         return lambda logits, _codebook: mx.argmax(logits, axis=-1)
-    noise = mx.split(sampler.noise((model.config.codebooks, model.config.audio_vocab), key), model.config.codebooks)
+    K, entries = model.config.codebooks, model.config.mimi.entries
+    noise = mx.split(sampler.noise((K, entries), key), K)
     return lambda logits, codebook: sampler(logits, noise[codebook])
 
 

@@ -103,14 +103,16 @@ class CSM(nn.Module):
     def frame(self, hidden: mx.array, pick: Any) -> mx.array:
         """One frame (B, K) after the backbone's output `hidden` (B, D).
 
-        `pick(logits (B, V), codebook)` chooses codes (B,). Shapes are static, so the whole frame can be compiled.
+        `pick(logits, codebook)` chooses codes (B,) from logits over the codec's entries: the special codes after them are
+        never drawn. Shapes are static, so the whole frame can be compiled.
         """
-        codes = [pick(self.codebook0_head(hidden), 0)]
+        entries = self.config.mimi.entries
+        codes = [pick(self.codebook0_head(hidden)[:, :entries], 0)]
         caches = [GrowingCache() for _ in self.decoder.layers]
         inputs = mx.stack([hidden, self.embed_code(0, codes[0])], axis=1)
         for codebook in range(1, self.config.codebooks):
             output = self.decoder(self.projection(inputs), caches)[:, -1]
-            codes.append(pick(output @ self.audio_head[codebook - 1], codebook))
+            codes.append(pick((output @ self.audio_head[codebook - 1])[:, :entries], codebook))
             inputs = self.embed_code(codebook, codes[-1])[:, None]
         return mx.stack(codes, axis=1)
 

@@ -106,11 +106,20 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
             value.copy_(draw(value.shape, 0.1))
 
 
+@torch.no_grad()
+def never_special(model: CsmForConditionalGeneration) -> None:
+    """Give the special codes past the codec's entries logit 0, which is never the largest: we do not draw them."""
+    entries = model.config.codec_config.codebook_size
+    model.lm_head.weight[entries:] = 0
+    model.depth_decoder.codebooks_head.weight[..., entries:] = 0
+
+
 def csm(folder: Path, seed: int = 0, **config) -> CsmForConditionalGeneration:
     """A small CSM with its codec, saved in transformers' layout in `folder`."""
     torch.manual_seed(seed)
     model = CsmForConditionalGeneration(csm_config(**config)).eval()
     randomise(model, seed)
+    never_special(model)
     model.save_pretrained(folder)
     return model
 

@@ -82,7 +82,10 @@ def _clip(row: Any, folder: Path) -> Clip:
         raise InputError("'text' must be a non-empty string")
     if not isinstance(audio_path, str) or not audio_path:
         raise InputError("'audio_path' must be a non-empty string")
-    return Clip(text.strip(), _locate(Path(audio_path).expanduser(), folder), _speaker(row))
+    path = _locate(Path(audio_path).expanduser(), folder)
+    if not path.is_file():
+        raise InputError(f"{path}: no such audio file")
+    return Clip(text.strip(), path, _speaker(row))
 
 
 def _speaker(row: dict) -> int:

@@ -1,0 +1,28 @@
+"""Answer in a conversation: the voice of each speaker is taken from what they said before.
+
+python examples/example_context.py question.wav "How are you?" answer.wav "Fine, and you?" output.wav 1b
+"""
+
+import sys
+
+import audiofile
+import numpy as np
+
+from csm_mlx import CSM, Segment, generate
+
+
+def main(
+    first: str, first_text: str, second: str, second_text: str, output: str = "output.wav", base: str = "1b"
+) -> None:
+    model = CSM.from_pretrained(base)
+    context = [
+        Segment(speaker=0, text=first_text, audio_path=first),
+        Segment(speaker=1, text=second_text, audio_path=second),
+    ]
+    audio = generate(model, text="I am well, thank you.", speaker=0, context=context, max_audio_length_ms=5000, seed=0)
+    audiofile.write(output, np.asarray(audio), 24000)
+    print(f"wrote {output}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,23 @@
+"""Write speech to a file while it is being made, 80 ms at a time.
+
+python examples/example_stream.py "A long story." output.wav 1b
+"""
+
+import sys
+
+import numpy as np
+import soundfile
+
+from csm_mlx import CSM, stream_generate
+
+
+def main(text: str, output: str = "output.wav", base: str = "1b") -> None:
+    model = CSM.from_pretrained(base)
+    with soundfile.SoundFile(output, "w", samplerate=24000, channels=1) as file:
+        for chunk in stream_generate(model, text=text, speaker=0, context=[], max_audio_length_ms=5000, seed=0):
+            file.write(np.asarray(chunk))
+    print(f"wrote {output}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

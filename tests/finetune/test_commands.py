@@ -1,0 +1,274 @@
+"""The seed's commands as printed, every option, config files, and bad input."""
+
+import ast
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backends import cli
+from backends.data import audio
+from backends.errors import InputError
+from backends.training.log import read
+from csm_mlx.finetune import finetune_lora
+from csm_mlx.finetune.create_dataset import CreateDatasetOptions
+from csm_mlx.finetune.options import FullOptions, LoRAOptions
+from csm_mlx.generate import GenerateOptions
+
+ROOT = Path(__file__).parents[2]
+
+SEED = {
+    "recommended": "--data-path dataset.json --output-dir ./lora_finetune_output --batch-size 4 --epochs 5 --learning-rate"
+    " 5e-4 --lora-rank 8 --optimizer adamw --target-modules attn codebook0_head projection --train-embeddings",
+    "advanced": "--data-path dataset.json --output-dir ./lora_finetune_output --batch-size 4 --epochs 5 --learning-rate 5e-4"
+    " --lora-rank 16 --lora-alpha 32.0 --optimizer adamw --weight-decay 1e-4 --save-every 100 --log-every 10"
+    " --target-modules attn codebook0_head projection --train-embeddings",
+    "lowest-memory": "--data-path dataset.json --target-modules attn codebook0_head projection",
+}
+
+
+@pytest.mark.parametrize("command", SEED.values(), ids=SEED)
+def test_the_seed_s_lora_commands_parse(command):
+    options = cli.parse(LoRAOptions, command.split())
+    assert options.learning_rate == 5e-4
+    assert options.target_modules == ("attn", "codebook0_head", "projection")
+    assert options.epochs == 5
+    assert options.batch_size == 4
+    assert options.weight_decay == 1e-4
+    assert options.output_dir == Path("lora_finetune_output")
+
+
+def test_the_seed_s_full_command_parses():
+    command = "--data-path dataset.json --output-dir ./finetune_output --batch-size 4 --epochs 5 --learning-rate 1e-5"
+    options = cli.parse(FullOptions, command.split())
+    assert (options.learning_rate, options.epochs, options.output_dir) == (1e-5, 5, Path("finetune_output"))
+    assert (options.save_every, options.log_every, options.optimizer) == (100, 10, "adamw")
+
+
+def test_the_seed_s_recommended_command_runs(dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dataset.json").write_text(dataset.read_text(encoding="utf-8"), encoding="utf-8")
+    cli.run(finetune_lora.main, LoRAOptions, [*SEED["recommended"].split(), "--model", "tiny", "--sample-ms", "400"])
+    made = {path.name for path in (tmp_path / "lora_finetune_output").glob("lora_ckpt_*")}
+    assert made == {f"lora_ckpt_epoch_{n}.safetensors" for n in range(1, 6)}
+    samples = {path.name for path in (tmp_path / "lora_finetune_output" / "samples").glob("*.wav")}
+    assert {"step_000000_recording.wav", "step_000000_before.wav", "step_000010_generated.wav"} <= samples
+
+
+def test_hyphens_and_underscores_are_the_same():
+    options = cli.parse(LoRAOptions, ["--data_path", "d.json", "--lora_rank", "3", "--train_embeddings"])
+    assert (options.lora_rank, options.train_embeddings) == (3, True)
+
+
+def test_every_option_is_read_somewhere():
+    """An option that is accepted does something: each field is used as an attribute outside its own definition."""
+    trees = [
+        ast.parse(path.read_text(encoding="utf-8"))
+        for folder in ("backends", "csm_mlx")
+        for path in (ROOT / folder).rglob("*.py")
+    ]
+    used = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    for options in (LoRAOptions, FullOptions, CreateDatasetOptions, GenerateOptions):
+        names = {field.name for field in dataclasses.fields(options)} - {
+            "config"
+        }  # read by backends.cli from the flags
+        assert names <= used, names - used
+
+
+def test_a_config_file_gives_options_and_flags_override_it(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"data_path": "d.json", "lora_rank": 4, "learning-rate": 1e-5, "train_embeddings": True,
+                                "target_modules": ["attn"], "patience": 0}), encoding="utf-8")  # fmt: skip
+    options = cli.parse(LoRAOptions, ["--config", str(file), "--lora-rank", "6"])
+    assert (options.lora_rank, options.learning_rate, options.target_modules) == (6, 1e-5, ("attn",))
+    assert options.train_embeddings
+    file.write_text('{"data_path": "d.json", "lora_rnk": 4}', encoding="utf-8")
+    with pytest.raises(InputError, match=r"unknown option 'lora_rnk', did you mean 'lora_rank'\?"):
+        cli.parse(LoRAOptions, ["--config", str(file)])
+    file.write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match="not valid JSON"):
+        cli.parse(LoRAOptions, ["--config", str(file)])
+
+
+BAD_FLAGS = {
+    "--learnin-rate 1": "Unrecognized options: --learnin-rate",
+    "--epochs five": "--epochs",
+    "--epochs 0": "--epochs 0: expected at least 1",
+    "--lora-rank 0": "--lora-rank 0: expected a positive whole number",
+    "--depth-fraction 2": "--depth-fraction 2.0: expected 0 < fraction <= 1",
+    "--learning-rate -1": "--learning-rate",
+    "--optimizer lion": "--optimizer",
+    "--patience 3": "--patience needs a validation set: give --val-path or --val-split",
+    "--val-split 0.5 --val-path v.json": "--val-path and --val-split exclude each other",
+    "--train-embeddings --target-modules attn text_embeddings": "the two exclude each other",
+    "--target-modules attnn": "--target-modules attnn: no such module",
+    "--dropout 1.5": "--dropout 1.5: expected 0 <= dropout < 1",
+    "--mask-speakers 0 1": "no row is left to train on",
+    "--max-audio-length-ms 1": "no row is left to train on",
+    "--val-split 0.01": "leaves one side empty",
+    "--model nowhere/else/there": "--model nowhere/else/there: no such directory",
+    "--pretrained-path none.safetensors": "none.safetensors",
+    "--resume-from none": "--resume-from none: no such",
+}
+
+
+@pytest.mark.parametrize("extra", BAD_FLAGS, ids=str)
+def test_bad_flags_end_with_one_line_and_code_2(lora, capsys, extra):
+    with pytest.raises(SystemExit) as stop:
+        lora(*extra.split())
+    assert stop.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert BAD_FLAGS[extra] in errors[0]
+
+
+def _row(**changes) -> list[dict]:
+    path = ROOT / "examples" / "fsdd_george" / "train" / "1_george_5.wav"
+    return [{"text": "one", "audio_path": str(path), "speaker_id": 0, **changes}]
+
+
+BAD_DATA = {
+    "broken": ("[{", r"not valid JSON, line 1"),
+    "empty": ("[]", "expected a non-empty JSON list"),
+    "object": ("{}", "expected a non-empty JSON list"),
+    "no text": (json.dumps(_row(text=" ")), "row 1: 'text' must be a non-empty string"),
+    "unknown key": (json.dumps(_row(speakerid=1)), "row 1: unknown key 'speakerid', did you mean 'speaker_id'"),
+    "speaker": (json.dumps(_row(speaker_id="a")), "row 1: 'speaker_id' must be a whole number"),
+    "two speakers": (json.dumps(_row(speaker=3)), "give one of them"),
+    "empty conversation": ("[[]]", "row 1: an empty conversation"),
+    "missing audio": (json.dumps(_row(audio_path="gone.wav")), "gone.wav: no such audio file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_datasets_end_with_one_line_and_code_2(lora, capsys, tmp_path, case):
+    text, message = BAD_DATA[case]
+    path = tmp_path / "bad.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        lora(data=path)
+    assert stop.value.code == 2
+    assert re.search(re.escape(message) if "\\" not in message else message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.wav", b"", "not readable as audio"),
+        ("text.wav", b"hello", "not readable as audio"),
+        ("cut.wav", None, "holds no audio samples"),
+        ("nan.wav", np.nan, "NaN or infinite"),
+    ],
+)
+def test_bad_audio_is_named(lora, capsys, tmp_path, name, content, message):
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        import soundfile
+
+        soundfile.write(path, np.full(0 if content is None else 100, np.nan), 24000, subtype="FLOAT")
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(_row(audio_path=str(path))), encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        lora(data=data)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert name in error
+    assert message in error
+
+
+def test_stereo_and_other_rates_are_taken(tmp_path):
+    import soundfile
+
+    tone = np.sin(2 * np.pi * 440 * np.arange(44100) / 44100).astype(np.float32)
+    soundfile.write(tmp_path / "stereo.wav", np.stack([tone, tone], axis=1), 44100)
+    read_back = audio.read(tmp_path / "stereo.wav", 24000)
+    assert read_back.shape == (24000,)
+    expected = np.sin(2 * np.pi * 440 * np.arange(24000) / 24000)
+    assert np.abs(read_back - expected)[500:-500].max() < 1e-3
+
+
+def test_a_changed_option_on_continuing_is_refused(lora, capsys):
+    run = lora("--lora-rank", 4)
+    with pytest.raises(SystemExit) as stop:
+        lora("--lora-rank", 4, "--epochs", 2, "--learning-rate", 1e-3, output=run)
+    assert stop.value.code == 2
+    assert "--learning-rate is 0.001, but" in capsys.readouterr().err
+    lora("--lora-rank", 4, "--learning-rate", 1e-3, "--no-resume", output=run)
+
+
+def test_a_changed_dataset_on_continuing_is_refused(lora, capsys, dataset, tmp_path):
+    run = lora()
+    rows = json.loads(dataset.read_text(encoding="utf-8"))
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps([{**row, "text": row["text"].upper()} for row in rows]), encoding="utf-8")
+    with pytest.raises(SystemExit):
+        lora("--epochs", 2, output=run, data=other)
+    assert re.search(r"--data-path is|the dataset has changed", capsys.readouterr().err)
+
+
+def test_effects_of_options(lora, tmp_path):
+    def losses(*extra):
+        run = lora("--log-every", 1, "--batch-size", 8, *extra, output=tmp_path / "_".join(map(str, extra)))
+        return [row for row in read(run / "metrics.csv") if "loss" in row]
+
+    plain = losses("--seed", 0)[0]
+    assert plain["loss"] == pytest.approx(plain["codebook0"] + plain["depth"], abs=1e-4)
+    weighted = losses("--first-codebook-weight", 2.0)[0]
+    assert weighted["codebook0"] == pytest.approx(2 * plain["codebook0"], rel=1e-4)
+    masked = losses("--mask-speakers", 1)[0]
+    assert masked["loss"] != pytest.approx(plain["loss"], abs=1e-6)
+    everything = losses("--depth-fraction", 1.0)[0]
+    assert everything["codebook0"] == pytest.approx(plain["codebook0"], rel=1e-5)
+    assert everything["depth"] != pytest.approx(plain["depth"], rel=1e-6)
+
+
+def test_validation_split_and_patience(lora):
+    run = lora("--val-split", 0.25, "--epochs", 6, "--patience", 1, "--learning-rate", 1e-30)
+    values = [row["val_loss"] for row in read(run / "metrics.csv") if "val_loss" in row]
+    assert len(values) == 2  # the second was no better
+    assert (run / "lora_ckpt_best.safetensors").exists()
+
+
+def test_generate_command(lora, tmp_path, capsys):
+    run = lora()
+    output = tmp_path / "deep" / "out.wav"
+    recording = ROOT / "examples" / "fsdd_george" / "train" / "1_george_5.wav"
+    command = [sys.executable, "-m", "csm_mlx.generate", "--model", "tiny", "--text", "two", "--speaker", "0", "--output",
+               str(output), "--lora", str(run / "lora_ckpt_epoch_1.safetensors"), "--context-audio", str(recording),
+               "--context-text", "one", "--max-audio-length-ms", "800", "--seed", "1"]  # fmt: skip
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert re.search(r"out\.wav: 0\.80 s of audio in .* s \(real-time factor .*\), peak memory .* GB", done.stdout)
+    assert audio.read(output, 24000).shape == (19200,)
+    assert "Warning" not in done.stderr
+
+
+def test_importing_the_command_leaves_the_function_callable():
+    code = "import csm_mlx.generate; from csm_mlx import CSM, generate; print(generate(CSM.from_pretrained('tiny'), 'a', 0, [], 80).shape)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "(1920,)"
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--text", " "], "--text is empty"),
+        (["--text", "a", "--context-audio", "x.wav"], "belong together"),
+        (["--text", "a", "--output", "x.xyz"], "expected a name that ends in .wav"),
+        (["--text", "a", "--lora", "none.safetensors"], "none.safetensors"),
+        (["--text", "a", "--temperature", "-1"], "expected numbers from 0"),
+    ],
+)
+def test_generate_refuses_bad_input(extra, message, capsys):
+    from csm_mlx.generate import main
+
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main, GenerateOptions, ["--model", "tiny", "--max-audio-length-ms", "160", *extra])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err

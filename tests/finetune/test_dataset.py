@@ -1,0 +1,157 @@
+"""create_dataset, manifests, the code cache and what becomes of conversations."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backends import cli, get
+from backends.data.manifest import read_manifest
+from csm_mlx import CSM
+from csm_mlx.finetune import dataset as datasets
+from csm_mlx.finetune.create_dataset import CreateDatasetOptions, main
+
+RECORDINGS = Path(__file__).parents[2] / "examples" / "fsdd_george" / "train"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Recordings with each kind of transcript, and some that cannot be used."""
+    for index, (suffix, text) in enumerate(
+        [("normalized.txt", '"one"'), ("original.txt", "two\n"), ("txt", "three  four"), ("txt", " "), (None, "")]
+    ):
+        shutil.copy(RECORDINGS / f"{index}_george_5.wav", tmp_path / f"{index}.wav")
+        if suffix:
+            (tmp_path / f"{index}.{suffix}").write_text(text, encoding="utf-8")
+    (tmp_path / "0.txt").write_text("not this one", encoding="utf-8")
+    (tmp_path / "bad.wav").write_bytes(b"no sound")
+    (tmp_path / "bad.txt").write_text("bad", encoding="utf-8")
+    return tmp_path
+
+
+def create(*flags) -> None:
+    cli.run(main, CreateDatasetOptions, [str(flag) for flag in flags])
+
+
+def test_transcripts_in_their_order_and_what_is_left_out(folder, capsys):
+    create("--audio-dir", folder, "--output-json", folder / "dataset.json")
+    rows = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    assert [row["text"] for row in rows] == ["one", "two", "three four"]
+    assert [row["audio_path"] for row in rows] == ["0.wav", "1.wav", "2.wav"]
+    assert {row["speaker_id"] for row in rows} == {0}
+    printed = capsys.readouterr().out
+    for reason in (
+        "4.wav: no transcript",
+        "3.wav: its transcript is empty",
+        "bad.wav: not readable as audio",
+        "left out 3",
+    ):
+        assert reason in printed
+
+
+def test_one_suffix_a_speaker_and_a_limit(folder):
+    create("--audio-dir", folder, "--output-json", folder / "d.json", "--transcript-suffix", "txt", "--default-speaker", 7,
+           "--max-samples", 1)  # fmt: skip
+    rows = json.loads((folder / "d.json").read_text(encoding="utf-8"))
+    assert rows == [{"text": "not this one", "audio_path": "0.wav", "speaker_id": 7}]
+
+
+def test_speakers_by_folder(tmp_path):
+    for name in ("bob", "amy"):
+        (tmp_path / name).mkdir()
+        shutil.copy(RECORDINGS / "1_george_5.wav", tmp_path / name / "a.wav")
+        (tmp_path / name / "a.txt").write_text(name, encoding="utf-8")
+    create("--audio-dir", tmp_path, "--output-json", tmp_path / "d.json", "--recursive", "--speaker-per-folder")
+    rows = json.loads((tmp_path / "d.json").read_text(encoding="utf-8"))
+    assert {row["text"]: row["speaker_id"] for row in rows} == {"amy": 0, "bob": 1}
+
+
+def test_ljspeech_metadata(tmp_path):
+    (tmp_path / "wavs").mkdir()
+    shutil.copy(RECORDINGS / "1_george_5.wav", tmp_path / "wavs" / "LJ001.wav")
+    (tmp_path / "metadata.csv").write_text("LJ001|Dr. 1|Doctor one\nLJ002|gone|gone\n", encoding="utf-8")
+    create("--audio-dir", tmp_path, "--output-json", tmp_path / "d.json")
+    rows = json.loads((tmp_path / "d.json").read_text(encoding="utf-8"))
+    assert rows == [{"text": "Doctor one", "audio_path": "wavs/LJ001.wav", "speaker_id": 0}]
+
+
+@pytest.mark.parametrize("flags", [["--audio-dir", "gone"], ["--audio-dir", "."]])
+def test_nothing_to_make_is_an_error(flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        create(*flags)
+    assert stop.value.code == 2
+    assert "--audio-dir" in capsys.readouterr().err
+    assert not (tmp_path / "dataset.json").exists()
+
+
+def test_manifest_forms_and_paths(tmp_path, monkeypatch):
+    beside, elsewhere = tmp_path / "data", tmp_path / "work"
+    beside.mkdir()
+    elsewhere.mkdir()
+    (beside / "a.wav").touch()
+    (elsewhere / "b.wav").touch()
+    monkeypatch.chdir(elsewhere)
+    path = beside / "d.json"
+    turn = {"text": "x", "audio_path": "a.wav", "speaker": 2}
+    path.write_text(json.dumps([turn, [turn, {"text": "y", "audio_path": "b.wav"}]]), encoding="utf-8")
+    first, second = read_manifest(path)
+    assert first[0].audio_path == beside / "a.wav"
+    assert [clip.speaker for clip in second] == [2, 0]
+    assert second[1].audio_path.resolve() == elsewhere / "b.wav"
+
+
+@pytest.fixture(scope="module")
+def model() -> CSM:
+    return CSM.from_pretrained("tiny")
+
+
+def conversation(*takes: tuple[int, int]):
+    from backends.data.manifest import Clip
+
+    return tuple(Clip(str(digit), RECORDINGS / f"{digit}_george_5.wav", speaker) for digit, speaker in takes)
+
+
+def test_clips_are_encoded_once(model):
+    cache = datasets.code_cache(model, get("mlx"))
+    calls = []
+    counted = datasets.CodeCache(lambda path: calls.append(path) or cache.encode(path), "counted", cache.directory)
+    rows = [conversation((1, 0)), conversation((2, 0)), conversation((1, 1))]
+    first = datasets.examples(rows, model, counted, datasets.Limits())
+    again = datasets.examples(rows, model, counted, datasets.Limits())
+    assert len(calls) == 2
+    assert datasets.fingerprint(first) == datasets.fingerprint(again)
+
+
+def test_a_damaged_cache_entry_is_made_again(model):
+    cache = datasets.code_cache(model, get("mlx"))
+    path = RECORDINGS / "1_george_5.wav"
+    codes = cache(path)
+    entry = next((cache.directory / "codes" / cache.identity[:16]).glob("*.npy"))
+    entry.write_bytes(entry.read_bytes()[:50])
+    np.testing.assert_array_equal(cache(path), codes)
+
+
+def test_rows_and_targets_of_a_conversation(model):
+    cache = datasets.code_cache(model, get("mlx"))
+    (example,) = datasets.examples([conversation((1, 0), (2, 1))], model, cache, datasets.Limits(mask_speakers=(0,)))
+    text = [256, *(ord(c) for c in "x"), 257]
+    assert len(text) == 3
+    frames = [cache(RECORDINGS / f"{digit}_george_5.wav").shape[1] for digit in (1, 2)]
+    lengths = [len("[0]1") + 2, frames[0] + 1, len("[1]2") + 2, frames[1] + 1]
+    assert len(example) == sum(lengths)
+    expected = np.repeat([False, True, False, True], lengths)
+    np.testing.assert_array_equal(example.is_audio, expected)
+    np.testing.assert_array_equal(example.targets, np.repeat([False, False, False, True], lengths))
+    ends = np.flatnonzero(example.is_audio & (example.rows == 0).all(axis=1))
+    assert {lengths[0] + lengths[1] - 1, sum(lengths) - 1} <= set(ends.tolist())
+
+
+def test_the_oldest_turns_go_first_and_nothing_is_cut(model):
+    cache = datasets.code_cache(model, get("mlx"))
+    frames = cache(RECORDINGS / "2_george_5.wav").shape[1]
+    rows = [conversation((1, 0), (2, 0)), conversation((9, 0), (2, 0))]
+    kept = datasets.examples(rows, model, cache, datasets.Limits(max_audio_ms=80.0 * frames))
+    assert [int(example.is_audio.sum()) for example in kept] == [frames + 1] * 2

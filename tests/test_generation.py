@@ -1,0 +1,260 @@
+"""`generate` and `stream_generate` on the tiny model."""
+
+import math
+import subprocess
+import sys
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from backends.errors import InputError
+from backends.mlx_backend.sampling import Sampler
+from csm_mlx import CSM, Segment, generate, stream_generate
+from csm_mlx.decode import FusedPath, ModulePath, frame_path
+from csm_mlx.finetune.lora import apply_lora_to_model
+from csm_mlx.generation import FrameRun, prompt_rows
+
+
+@pytest.fixture(scope="module")
+def model() -> CSM:
+    return CSM.from_pretrained("tiny")
+
+
+def sound(seconds: float = 0.5, seed: int = 0) -> np.ndarray:
+    return (0.1 * np.random.default_rng(seed).standard_normal(int(24000 * seconds))).astype(np.float32)
+
+
+def frames(model: CSM, count: int, sampler=None, seed: int = 0) -> np.ndarray:
+    run = FrameRun(model, sampler or Sampler(0), (), seed)
+    made = [run.start(*prompt_rows(model, "hello", 0, []))]
+    while len(made) < count:
+        made.append(run.advance(made[-1]))
+    return np.concatenate([np.array(frame) for frame in made])
+
+
+def test_audio_has_the_asked_length_and_rate(model):
+    audio = generate(model, "hello", 0, [], 1000, seed=0)
+    assert audio.shape == (12 * 1920,)
+    assert audio.dtype == mx.float32
+
+
+def test_a_seed_repeats_and_another_differs(model):
+    first, again, other = (np.array(generate(model, "hello", 0, [], 800, seed=seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-3
+
+
+@pytest.mark.parametrize("chunk_frames", [1, 3])
+def test_streaming_equals_generate(model, chunk_frames):
+    context = [Segment(speaker=1, text="hi", audio=sound())]
+    whole = np.array(generate(model, "hello", 0, context, 2000, seed=3))
+    chunks = list(stream_generate(model, "hello", 0, context, 2000, seed=3, chunk_frames=chunk_frames))
+    assert len(chunks) == math.ceil(25 / chunk_frames)
+    np.testing.assert_allclose(np.concatenate([np.array(chunk) for chunk in chunks]), whole, atol=1e-4)
+
+
+def test_two_streams_do_not_disturb_each_other(model):
+    alone = [np.array(chunk) for chunk in stream_generate(model, "hello", 0, [], 800, seed=4)]
+    pairs = zip(
+        stream_generate(model, "hello", 0, [], 800, seed=4),
+        stream_generate(model, "other", 1, [], 800, seed=5),
+        strict=True,
+    )
+    np.testing.assert_array_equal(np.concatenate(alone), np.concatenate([np.array(first) for first, _ in pairs]))
+
+
+def test_the_voice_prompt_changes_the_result(model):
+    plain = np.array(generate(model, "hello", 0, [], 800, seed=1))
+    prompted = np.array(generate(model, "hello", 0, [Segment(0, "one", audio=sound())], 800, seed=1))
+    assert np.abs(plain - prompted).max() > 1e-3
+
+
+def test_generation_stops_only_at_the_all_zero_frame(model):
+    calls = 0
+
+    def sampler(logprobs: mx.array) -> mx.array:
+        """Zero in codebook 0 of frame 2 alone, and all zeros in frame 4."""
+        nonlocal calls
+        frame, codebook = divmod(calls, model.config.codebooks)
+        calls += 1
+        zero = frame == 4 or (frame == 2 and codebook == 0)
+        return mx.zeros((1,), mx.uint32) if zero else mx.argmax(logprobs[:, 1:], axis=-1) + 1
+
+    assert generate(model, "hello", 0, [], 4000, sampler=sampler).shape == (4 * 1920,)
+
+
+def test_an_immediate_end_is_empty_audio(model):
+    audio = generate(model, "hello", 0, [], 4000, sampler=lambda logprobs: mx.zeros((1,), mx.uint32))
+    assert audio.shape == (0,)
+
+
+def test_top_k_is_exact_and_keeps_ties():
+    logits = mx.array([[0.0, 3.0, 2.0, 2.0, 1.0]])
+    seen = {int(Sampler(1.0, 2)(logits, Sampler().noise((1, 5), mx.random.key(i)))) for i in range(300)}
+    assert seen == {1, 2, 3}
+    assert {int(Sampler(1.0, 1)(logits, Sampler().noise((1, 5), mx.random.key(i)))) for i in range(50)} == {1}
+
+
+def test_sampling_follows_the_softmax():
+    logits = mx.log(mx.array([[0.5, 0.3, 0.2]]))
+    sampler = Sampler(0.5, 0)
+    noise = sampler.noise((20000, 3), mx.random.key(0))
+    drawn = np.bincount(np.array(sampler(mx.broadcast_to(logits, noise.shape), noise)), minlength=3) / 20000
+    expected = np.array([0.25, 0.09, 0.04]) / 0.38
+    np.testing.assert_allclose(drawn, expected, atol=0.015)
+
+
+def test_mlx_lm_samplers_and_processors_are_accepted(model):
+    code = """
+from mlx_lm.sample_utils import make_logits_processors, make_sampler
+from csm_mlx import CSM, generate
+import numpy as np
+model = CSM.from_pretrained("tiny")
+one, two = (
+    np.array(generate(model, "hello", 0, [], 800, sampler=make_sampler(temp=0.8, top_k=50),
+                      logits_processors=make_logits_processors(logit_bias={7: 100.0}), seed=5))
+    for _ in range(2)
+)
+assert (one == two).all() and one.shape == (19200,)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_processors_see_codebook_0_and_its_history(model):
+    lengths = []
+
+    def only_seven(past: mx.array, logits: mx.array) -> mx.array:
+        lengths.append((past.shape[0], logits.shape))
+        return mx.where(mx.arange(logits.shape[-1]) == 7, logits + 1000, logits)
+
+    run = FrameRun(model, Sampler(0), [only_seven], 0)
+    frame = run.start(*prompt_rows(model, "hello", 0, []))
+    following = run.advance(frame)
+    assert frame[0, 0].item() == following[0, 0].item() == 7
+    assert lengths == [(0, (1, 256)), (1, (1, 256))]
+
+
+def test_fused_and_module_paths_choose_the_same_frames(model):
+    assert isinstance(frame_path(model), FusedPath)
+    fused = frames(model, 24)
+    adapted = apply_lora_to_model(CSM.from_pretrained("tiny"), rank=2)
+    assert isinstance(frame_path(adapted), ModulePath)
+    np.testing.assert_array_equal(fused, frames(adapted, 24))
+
+
+def test_kernels_and_cpu_forms_choose_the_same_frames(model, monkeypatch):
+    expected = frames(model, 24)
+    model.train()
+    model.eval()
+    monkeypatch.setattr("csm_mlx.decode.CPUForms", __import__("csm_mlx.decode", fromlist=["GPUForms"]).GPUForms)
+    np.testing.assert_array_equal(expected, frames(model, 24))
+    model.train()
+
+
+def test_the_cache_grows_without_changing_frames(model, monkeypatch):
+    expected = frames(model, 30)
+    monkeypatch.setattr("csm_mlx.generation.SLOTS", 16)
+    np.testing.assert_array_equal(expected, frames(model, 30))
+
+
+def test_fusing_keeps_the_weights_and_sees_new_ones():
+    model = CSM.from_pretrained("tiny")
+    before = {name: np.array(value) for name, value in nn.utils.tree_flatten(model.parameters())}
+    first = frames(model, 6)
+    after = {name: np.array(value) for name, value in nn.utils.tree_flatten(model.parameters())}
+    assert before.keys() == after.keys()
+    assert all((before[name] == after[name]).all() for name in before)
+    model.codebook0_head.weight = -model.codebook0_head.weight
+    assert (frames(model, 6) != first).any()
+
+
+def test_quantised_weights_generate():
+    model = CSM.from_pretrained("tiny")
+    nn.quantize(model, group_size=32, bits=8)
+    assert isinstance(frame_path(model), ModulePath)
+    assert frames(model, 3).shape == (3, 8)
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_weights_and_activations_keep_their_dtype(dtype):
+    model = CSM.from_pretrained("tiny")
+    model.set_dtype(dtype)
+    run = FrameRun(model, Sampler(0), (), 0)
+    frame = run.start(*prompt_rows(model, "hello", 0, []))
+    for _ in range(3):
+        frame = run.advance(frame)
+        assert all(array.dtype == dtype for pair in run.caches for array in pair)
+    assert model.embed_frames(frame).dtype == dtype
+    assert all(value.dtype == dtype for _, value in nn.utils.tree_flatten(model.parameters()))
+
+
+def test_one_look_per_frame(model, monkeypatch):
+    looks = 0
+    item = mx.array.item
+
+    def counted(self):
+        nonlocal looks
+        looks += 1
+        return item(self)
+
+    monkeypatch.setattr(mx.array, "item", counted)
+    generate(model, "hello", 0, [], 1600, seed=0)
+    assert looks == 20
+
+
+@pytest.mark.compiles
+def test_compiled_frames_equal_eager_ones():
+    code = """
+import numpy as np
+from backends.mlx_backend.sampling import Sampler
+from csm_mlx import CSM
+from csm_mlx.generation import FrameRun, prompt_rows
+model = CSM.from_pretrained("tiny")
+def frames(compile):
+    run = FrameRun(model, Sampler(), (), 3, compile=compile)
+    made = [run.start(*prompt_rows(model, "hello", 0, []))]
+    while len(made) < 8:
+        made.append(run.advance(made[-1]))
+    return np.concatenate([np.array(frame) for frame in made])
+assert (frames(False) == frames(True)).all()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env=_compiling())
+
+
+def _compiling() -> dict[str, str]:
+    import os
+
+    return {name: value for name, value in os.environ.items() if name != "MLX_DISABLE_COMPILE"}
+
+
+def test_a_prompt_without_room_is_a_clear_error(model):
+    with pytest.raises(
+        InputError, match=r"the prompt has \d+ rows .* shorten the context or lower max_audio_length_ms"
+    ):
+        generate(model, "hello", 0, [Segment(0, "long", audio=sound(80))], 90_000)
+    with pytest.raises(InputError, match="at least one frame"):
+        generate(model, "hello", 0, [], 10)
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        (np.zeros(0), "holds no audio samples"),
+        (np.full(2000, np.nan), "NaN"),
+        (np.zeros((2, 3, 4)), r"expected \(samples,\)"),
+    ],
+)
+def test_bad_context_audio_is_named(model, audio, message):
+    with pytest.raises(InputError, match=message):
+        generate(model, "hello", 0, [Segment(0, "x", audio=audio)], 800)
+
+
+def test_the_model_keeps_its_mode(model):
+    model.train()
+    generate(model, "hello", 0, [], 160, seed=0)
+    assert model.training
+    model.eval()
+    generate(model, "hello", 0, [], 160, seed=0)
+    assert not model.training

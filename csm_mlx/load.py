@@ -2,15 +2,14 @@
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 
-from backends import hub
-from backends.atomic import write_text
+from backends.atomic import write_atomically, write_text
 from backends.layouts import csm as layouts
-from backends.layouts.checkpoint import Checkpoint, companion, open_checkpoint, read
+from backends.layouts.checkpoint import Checkpoint, companion, find, open_checkpoint, read
 from backends.layouts.files import open_tensors
 from backends.mlx_backend import parameters
 from csm_mlx import companions, tiny
@@ -27,7 +26,7 @@ def from_pretrained(
     tokenizer: str | Path | None = None,
     dtype: str | None = None,
 ) -> CSM:
-    """A CSM from a directory or Hub id, with the codec and tokenizer that lie beside the weights.
+    """A CSM from a directory, weights file or Hub id, with the codec and tokenizer that lie beside the weights.
 
     `source` may also be "1b" (fetches csm-mlx's copy) or "tiny" (made on the spot, random). `codec` and `tokenizer`
     override; `dtype` ("float32", "bfloat16", "float16") converts the weights, which otherwise keep the file's.
@@ -36,7 +35,7 @@ def from_pretrained(
     if str(source) == "tiny":
         model = tiny.model()
     else:
-        model = _from_directory(hub.directory(DEFAULT if str(source) == "1b" else source, choose_files, "--model"))
+        model = _from_weights(find(DEFAULT if str(source) == "1b" else source, layouts.FAMILY, "--model"))
     if codec is not None:
         model._companions["codec"] = companions.load_codec(codec)
     if tokenizer is not None:
@@ -50,37 +49,35 @@ def load_file(model: CSM, path: Path, *, strict: bool = True) -> None:
     """Load a weights file of any of CSM's layouts into `model`, which gives the configuration."""
     if path.is_dir():
         path = path / layouts.choose_files([file.name for file in path.iterdir()], path)[0]
-    _fill(
-        model,
-        read(layouts.FAMILY, open_tensors(path), model.config.settings(), str(path), strict=strict),
-        strict=strict,
-    )
+    checkpoint = read(layouts.FAMILY, open_tensors(path), model.config.settings(), str(path), strict=strict)
+    _fill(model, checkpoint, strict=strict)
 
 
 def save_pretrained(model: CSM, folder: Path) -> None:
     """Write our layout: config.json, model.safetensors (csm-mlx names), and the codec and tokenizer in use."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.json", json.dumps(model.config.to_json(), indent=1))
-    mx.save_safetensors(str(folder / "model.safetensors"), parameters.parameters(model), {"format": "mlx"})
-    codec = companions.codec_of(model)
-    mx.save_safetensors(str(folder / "codec.safetensors"), parameters.parameters(codec), {"format": "mlx"})
-    shutil.copyfile(companions.tokenizer_of(model).path, folder / "tokenizer.json")
+    _save(folder / "model.safetensors", model)
+    _save(folder / "codec.safetensors", companions.codec_of(model))
+    tokenizer = companions.tokenizer_of(model).path
+    if tokenizer.resolve() != (folder / "tokenizer.json").resolve():
+        shutil.copyfile(tokenizer, folder / "tokenizer.json")
 
 
-def choose_files(files: Sequence[str]) -> list[str]:
-    """Of a repository's files, those of one layout and what lies beside it."""
-    return layouts.choose_files(files, "--model")
+def _save(path: Path, model: nn.Module) -> None:
+    tensors = parameters.parameters(model)
+    write_atomically(path, lambda staging: mx.save_safetensors(str(staging), tensors, {"format": "mlx"}))
 
 
-def _from_directory(folder: Path) -> CSM:
-    weights = folder / choose_files([path.name for path in folder.iterdir()])[0]
-    checkpoint = open_checkpoint(weights, layouts.FAMILY)
+def _from_weights(path: Path) -> CSM:
+    """The model, with the codec that is inside the weights or beside them and the tokenizer beside them."""
+    checkpoint = open_checkpoint(path, layouts.FAMILY)
     model = CSM(of_settings(checkpoint.settings))
     _fill(model, checkpoint)
-    if codec := companion(checkpoint, weights):
+    if codec := companion(checkpoint, path):
         model._companions["codec"] = companions.codec_from(codec)
-    if (folder / "tokenizer.json").is_file():
-        model._companions["tokenizer"] = companions.load_tokenizer(folder / "tokenizer.json")
+    if (path.parent / "tokenizer.json").is_file():
+        model._companions["tokenizer"] = companions.load_tokenizer(path.parent / "tokenizer.json")
     return model
 
 

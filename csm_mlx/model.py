@@ -4,6 +4,7 @@ Letters: B batch, T rows (text tokens and audio frames in one sequence), K codeb
 Module names are csm-mlx's.
 """
 
+from collections import UserDict
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ class CSM(nn.Module):
         self.audio_head = mx.random.normal(
             (config.codebooks - 1, depth_width, config.audio_vocab), scale=depth_width**-0.5
         )
-        self._companions: dict[str, Any] = {}  # a leading underscore keeps it out of the parameters
+        # Not a dict: MLX would count a dict's modules as the model's own, and adapters would go on the codec.
+        self._companions: UserDict[str, Any] = UserDict()
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **companions: Any) -> "CSM":

@@ -50,9 +50,8 @@ def peak_bytes(model: CSM, task: CSMTask, options: CSMOptions, backend: Backend)
     weights = sum(value.nbytes for value in backend.parameters(model).values())
     codec = sum(value.nbytes for value in backend.parameters(codec_of(model)).values())
     largest = max(_activations(model, batch) for batch in _some_batches(task))
-    # Old and new values of what trains are alive at once during an update, and so are two sets of gradients when
-    # accumulating.
-    copies = 2 + MOMENTS[options.optimizer] * 2 + (options.gradient_accumulation > 1)
+    # Besides the moments: gradients, the new values beside the old ones, and a second set of gradients to add to.
+    copies = 2 + MOMENTS[options.optimizer] + (options.gradient_accumulation > 1)
     return int(weights + codec + copies * trained + largest)
 
 

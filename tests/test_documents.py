@@ -1,0 +1,103 @@
+"""The Python blocks of README and docs run, and their shell commands parse, on the tiny model."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backends import cli
+from csm_mlx import tiny
+from csm_mlx.finetune.create_dataset import CreateDatasetOptions
+from csm_mlx.finetune.lora import apply_lora_to_model
+from csm_mlx.finetune.options import FullOptions, LoRAOptions
+from csm_mlx.generate import GenerateOptions
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ["README.md", "docs/finetuning.md"]
+COMMANDS = {
+    "csm_mlx.finetune.create_dataset": CreateDatasetOptions,
+    "csm_mlx.finetune.finetune_lora": LoRAOptions,
+    "csm_mlx.finetune.finetune": FullOptions,
+    "csm_mlx.generate": GenerateOptions,
+}
+
+
+def blocks(document: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder with the files that the blocks name; the 1B model and its download stand for the tiny one."""
+    import mlx.core as mx
+
+    from backends import get
+    from backends.adapters.files import adapter_info, save_adapter
+
+    model, backend = tiny.model(), get("mlx")
+    mx.save_safetensors(str(tmp_path / "ckpt.safetensors"), backend.parameters(model))
+    (tmp_path / "finetune_output").mkdir()
+    shutil.copy(tmp_path / "ckpt.safetensors", tmp_path / "finetune_output" / "ckpt_epoch_5.safetensors")
+    (tmp_path / "recordings").mkdir()
+    shutil.copy(ROOT / "examples/fsdd_george/train/1_george_5.wav", tmp_path / "recordings" / "1.wav")
+    apply_lora_to_model(model, rank=8, alpha=16.0, target_modules=["attn", "codebook0_head", "projection"])
+    path = tmp_path / "lora_finetune_output" / "lora_ckpt_epoch_5.safetensors"
+    save_adapter(backend, model, path, adapter_info(backend, model, base="tiny"))
+    monkeypatch.setattr("csm_mlx.csm_1b", __import__("csm_mlx").csm_tiny, raising=False)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda **_: str(tmp_path / "ckpt.safetensors"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_python_blocks_run(document, workplace):
+    names: dict = {}
+    for block in blocks(document, "python"):
+        exec(compile(block.replace("=5000", "=240"), document, "exec"), names)
+    assert names["audio"].shape == (3 * 1920,)
+    assert list(workplace.glob("*.wav"))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_shell_commands_parse(document):
+    found = 0
+    for block in blocks(document, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:2] == ["python", "-m"]:
+                cli.parse(COMMANDS[words[2]], words[3:])
+                found += 1
+    assert found >= 3
+
+
+EXAMPLES = {
+    "example_finetuned_lora.py": ["lora_finetune_output/lora_ckpt_epoch_5.safetensors", "Your custom text here", "0"],
+    "example_finetuned_full.py": ["finetune_output/ckpt_epoch_5.safetensors", "Hello", "0", "output.wav", "tiny"],
+    "example_context.py": ["recordings/1.wav", "one", "recordings/1.wav", "one", "output.wav", "tiny"],
+    "example_stream.py": ["Hello", "output.wav", "tiny"],
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_run(name, workplace):
+    import soundfile
+
+    subprocess.run([sys.executable, ROOT / "examples" / name, *EXAMPLES[name]], check=True, cwd=workplace)
+    sound, rate_hz = soundfile.read(workplace / "output.wav")
+    assert rate_hz == 24000
+    assert 1920 <= sound.size <= 62 * 1920
+
+
+def test_every_example_is_tested():
+    scripts = {path.name for path in (ROOT / "examples").glob("example_*.py")}
+    assert scripts == set(EXAMPLES)
+
+
+def test_files_named_in_the_documents_exist():
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / document).read_text(encoding="utf-8")):
+            assert (ROOT / document).parent.joinpath(target).exists(), (document, target)

@@ -1,13 +1,13 @@
 """Adapters as one safetensors file: what trains, under the live names, with everything needed to apply it again."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from backends.adapters.strict import check_names
+from backends.adapters.strict import check_names, check_shapes
 from backends.atomic import write_atomically
 from backends.base import AdapterInfo, Backend, LoRASpec
 from backends.errors import InputError
@@ -48,9 +48,7 @@ def load_adapter(backend: Backend, model: Any, path: Path) -> None:
     if info is not None:
         check_same(info, live, str(path))
     arrays, _ = backend.read(path)
-    check_names(backend.parameters(model), arrays, strict=False, source=str(path))
-    check_names({*backend.trainable(model), *arrays}, arrays, source=str(path))
-    backend.load(model, arrays, strict=False)
+    load_trained(backend, model, arrays, str(path))
 
 
 def adapter_info(backend: Backend, model: Any, base: str = "") -> AdapterInfo:
@@ -61,6 +59,15 @@ def adapter_info(backend: Backend, model: Any, base: str = "") -> AdapterInfo:
     _, spec = next(iter(adapters.values()))
     whole = [name for name in backend.trainable(model) if not is_adapter(name, adapters)]
     return AdapterInfo(spec, tuple(adapters), base, tuple(whole))
+
+
+def load_trained(backend: Backend, model: Any, arrays: Mapping[str, Any], source: str) -> None:
+    """Set what trains, and perhaps more; raises InputError where a name or shape does not fit, naming `source`."""
+    live = backend.parameters(model)
+    check_names(live, arrays, strict=False, source=source)
+    check_names({*backend.trainable(model), *arrays}, arrays, source=source)
+    check_shapes({n: v.shape for n, v in live.items()}, {n: v.shape for n, v in arrays.items()}, source=source)
+    backend.load(model, dict(arrays), strict=False)
 
 
 def is_adapter(name: str, targets: Iterable[str]) -> bool:

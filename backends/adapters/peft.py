@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.adapters.files import adapter_info, check_same, is_adapter
+from backends.adapters.files import adapter_info, check_same, is_adapter, load_trained
 from backends.adapters.peft_config import to_config, to_spec
 from backends.adapters.strict import check_names
 from backends.atomic import write_text
@@ -91,8 +91,7 @@ def read_peft(
         backend.adapt(model, targets, spec)
     _check_bases(backend, model, bases, convert, source)
     backend.train_only(model, lambda name: is_adapter(name, targets) or name in whole)
-    check_names(backend.trainable(model), {**adapters, **whole}, source=source)
-    backend.load(model, backend.from_host({**adapters, **whole}), strict=False)
+    load_trained(backend, model, backend.from_host({**adapters, **whole}), source)
     return adapter_info(backend, model, config.get("base_model_name_or_path") or "")
 
 

@@ -24,13 +24,11 @@ def train_only(model: nn.Module, keep: Callable[[str], bool]) -> None:
     """Make exactly the parameters trainable whose dotted name satisfies `keep`; InputError if quantised."""
     model.freeze()
     modules = dict(model.named_modules())
-    wanted = [name for name in parameters(model) if keep(name)]
-    for name in wanted:
+    for name in filter(keep, parameters(model)):
         owner, _, leaf = name.rpartition(".")
+        if "scales" in modules[owner]:
+            raise InputError(f"{name} is quantised and cannot be trained: adapt it, or take full-precision weights")
         modules[owner].unfreeze(recurse=False, keys=leaf, strict=True)
-    stuck = set(wanted) - set(trainable(model))  # MLX's quantised modules freeze themselves again
-    if stuck:
-        raise InputError(f"{min(stuck)} is quantised and cannot be trained: adapt it, or take full-precision weights")
 
 
 def load(model: nn.Module, arrays: Arrays, *, strict: bool = True) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backends.adapters.strict import check_names
+from backends.adapters.files import load_trained
 from backends.base import Backend, Metrics, TrainStep
 from backends.errors import InputError
 from backends.training.checkpoints import Checkpoints
@@ -51,8 +51,7 @@ def restore(
     _same_run(path, {**payload["config"], "backend": payload["backend"]}, {**config, "backend": backend.name})
     weights, _ = backend.read(path / "weights.safetensors")
     moments, _ = backend.read(path / "optimizer.safetensors")
-    check_names(backend.trainable(model), weights, source=str(path))
-    backend.load(model, weights, strict=False)
+    load_trained(backend, model, weights, str(path))
     step.load_state(moments)
     state = RunState(**payload["state"])
     report(f"resuming from {path}: step {state.step}, epoch {state.epoch}")

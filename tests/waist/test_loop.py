@@ -1,0 +1,327 @@
+"""The loop on the small task: what it writes, when it saves, evaluates, stops, and what it refuses to continue."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from toy import ToyTask, collate, examples
+
+from backends.base import LoRASpec
+from backends.errors import InputError
+from backends.training import loop
+from backends.training.checkpoints import Checkpoints, damage, seal
+from backends.training.log import read
+from backends.training.options import TrainOptions
+from backends.training.report import write_report
+
+SPEC = LoRASpec(rank=4, alpha=6.0, dropout=0.1)
+# 20 clips, batches of 3, 2 per update: 4 updates per epoch
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """The report has its own test; drawing it at each evaluation takes longer than all the rest."""
+    monkeypatch.setattr(loop, "write_report", lambda run, title: run / "report.html")
+
+
+def options(directory, **changes):
+    defaults = {"epochs": 3, "learning_rate": 1e-2, "weight_decay": 0.01, "log_every": 3, "save_every": 0, "seed": 5}
+    return TrainOptions(output_dir=directory, **{**defaults, **changes})
+
+
+def train(side, directory, task=None, identity=None, **changes):
+    model = side.lora(SPEC, dropout=0.1)
+    asked = options(directory, **changes)
+    result = loop.train(side.backend, model, task or ToyTask(side), asked, title="toy", identity=identity)
+    return result, side.trained(model)
+
+
+def same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    return all(value.tobytes() == theirs[name].tobytes() for name, value in ours.items())
+
+
+def saved(directory):
+    return [int(path.name.removeprefix("step_")) for path in Checkpoints(directory / "checkpoints").all()]
+
+
+def logged(directory, column):
+    return [(int(row["step"]), row[column]) for row in read(directory / "metrics.csv") if column in row]
+
+
+def test_a_run_learns_and_leaves_what_it_promises(side, tmp_path):
+    result, _ = train(side, tmp_path, epochs=8)
+    assert (result.step, result.epoch) == (32, 8)
+    losses = logged(tmp_path, "loss")
+    assert [step for step, _ in losses] == [3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 32]  # the rest has a row too
+    assert result.loss == pytest.approx(losses[-1][1], rel=1e-6)
+    assert losses[-1][1] < 0.8 * losses[0][1]
+    assert [step for step, _ in logged(tmp_path, "val_loss")] == [4, 8, 12, 16, 20, 24, 28, 32]
+    assert result.val_loss == pytest.approx(min(value for _, value in logged(tmp_path, "val_loss")), rel=1e-6)
+    for row in read(tmp_path / "metrics.csv"):
+        if "loss" in row:
+            assert row["loss"] == pytest.approx(row["next"] + row["size"], rel=1e-6)
+    epochs = {f"net_epoch_{epoch}.safetensors" for epoch in range(1, 9)}
+    assert {path.name for path in tmp_path.glob("net_*")} == {"net_best.safetensors", *epochs}
+    assert result.exported == tmp_path / "net_epoch_8.safetensors"
+    assert json.loads((tmp_path / "config.json").read_text())["learning_rate"] == 1e-2
+    assert saved(tmp_path) == [28, 32]
+
+
+def test_the_exported_weights_are_the_live_ones(side, tmp_path):
+    result, parameters = train(side, tmp_path)
+    exported, _ = side.backend.read(result.exported)
+    assert same(side.backend.to_host(exported), parameters)
+
+
+def test_a_run_is_a_function_of_its_options(side, tmp_path):
+    _, first = train(side, tmp_path / "a", max_norm=0.5, warmup_steps=2, schedule="cosine")
+    _, second = train(side, tmp_path / "b", max_norm=0.5, warmup_steps=2, schedule="cosine")
+    _, other = train(side, tmp_path / "c", max_norm=0.5, warmup_steps=2, schedule="cosine", seed=6)
+    assert same(first, second)
+    assert not same(first, other)
+    assert [rate for _, rate in logged(tmp_path / "a", "learning_rate")] == pytest.approx(
+        [
+            1e-2,
+            0.5e-2 * (1 + np.cos(0.3 * np.pi)),
+            0.5e-2 * (1 + np.cos(0.6 * np.pi)),
+            0.5e-2 * (1 + np.cos(0.9 * np.pi)),
+        ]
+    )
+
+
+def test_saves_by_steps_and_at_the_end_of_epochs(side, tmp_path):
+    train(side, tmp_path, save_every=3, keep_last=20)
+    assert saved(tmp_path) == [3, 4, 6, 8, 9, 12]
+    assert {path.name for path in tmp_path.glob("net_step_*")} == {f"net_step_{n}.safetensors" for n in (3, 6, 9, 12)}
+
+
+def test_saves_by_minutes(side, tmp_path, monkeypatch):
+    """With a clock that moves by 25 seconds per update."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(loop, "time", clock)
+
+    class Slow(ToyTask):
+        def seconds(self, micro_batches):
+            clock.now += 25.0
+            return super().seconds(micro_batches)
+
+    train(side, tmp_path, Slow(side), save_minutes=1.0, keep_last=20, epochs=2)
+    assert saved(tmp_path) == [3, 4, 7, 8]  # 75 s after the last one; epochs end at 4 and 8
+
+
+def test_evaluates_every_so_many_steps(side, tmp_path):
+    train(side, tmp_path, eval_every=5)
+    assert [step for step, _ in logged(tmp_path, "val_loss")] == [5, 10]
+
+
+def test_validation_loss_is_exact_over_unequal_batches(side):
+    """Equal to one batch of all validation clips."""
+    task = ToyTask(side)
+    evaluate = side.backend.eval_step(side.net(), task.terms)
+    batches, whole = task.validation(), [collate(examples(task.held_out, seed=5))]
+    assert len({batch["ids"].shape for batch in batches}) > 1
+    value = loop.validate(evaluate, task, batches, side.backend)
+    assert value == pytest.approx(loop.validate(evaluate, task, whole, side.backend), rel=1e-6)
+
+
+def test_without_validation_there_is_no_best(side, tmp_path):
+    result, _ = train(side, tmp_path, ToyTask(side, held_out=0))
+    assert result.val_loss is None
+    assert not (tmp_path / "net_best.safetensors").exists()
+
+
+@pytest.fixture
+def worsening(monkeypatch):
+    """Validation losses with their best value, but for the last, at the second evaluation."""
+    values = iter((3.0, 2.0, 2.5, 2.4, 2.3, 1.0))
+    monkeypatch.setattr(loop, "validate", lambda *args: next(values))
+
+
+@pytest.mark.usefixtures("worsening")
+def test_patience_stops_and_the_best_is_kept(side, tmp_path):
+    result, _ = train(side, tmp_path, epochs=10, patience=2)
+    assert (result.step, result.val_loss) == (16, 2.0)
+    assert [value for _, value in logged(tmp_path, "val_loss")] == [3.0, 2.0, 2.5, 2.4]
+    again, _ = train(side, tmp_path, epochs=10, patience=2)  # the same command: it has stopped, and stays so
+    assert again.step == 16
+    assert logged(tmp_path, "val_loss")[-1][0] == 16
+    more, _ = train(side, tmp_path, epochs=6, patience=5)  # more patience: it goes on
+    assert (more.step, more.val_loss) == (24, 1.0)
+    assert [step for step, _ in logged(tmp_path, "val_loss")] == [4, 8, 12, 16, 20, 24]
+
+
+@pytest.mark.usefixtures("worsening")
+def test_patience_within_an_epoch(side, tmp_path):
+    result, _ = train(side, tmp_path, epochs=10, patience=1, eval_every=3)
+    assert result.step == 9
+    assert saved(tmp_path)[-1] == 9
+
+
+def test_continued_run_equals_an_uninterrupted_one(side, tmp_path):
+    """Five epochs at once, and three then five: parameters bit by bit, the log row by row."""
+    _, straight = train(side, tmp_path / "a", epochs=5)
+    train(side, tmp_path / "b", epochs=3)
+    _, continued = train(side, tmp_path / "b", epochs=5)
+    assert same(straight, continued)
+    rows = [
+        [
+            {name: row[name] for name in ("step", "epoch", "loss", "val_loss", "grad_norm", "next") if name in row}
+            for row in log
+        ]
+        for log in (read(tmp_path / "a" / "metrics.csv"), read(tmp_path / "b" / "metrics.csv"))
+    ]
+    assert rows[0] == rows[1]
+    assert (tmp_path / "a" / "net_best.safetensors").read_bytes() == (
+        tmp_path / "b" / "net_best.safetensors"
+    ).read_bytes()
+
+
+def test_a_finished_run_is_left_as_it_is(side, tmp_path):
+    first, parameters = train(side, tmp_path)
+    rows = logged(tmp_path, "loss")
+    again, restored = train(side, tmp_path)
+    assert (again.step, again.loss, again.val_loss) == (first.step, first.loss, first.val_loss)
+    assert same(parameters, restored)
+    assert logged(tmp_path, "loss") == rows
+
+
+def test_no_resume_starts_over(side, tmp_path):
+    _, first = train(side, tmp_path)
+    result, again = train(side, tmp_path, resume=False)
+    assert result.step == 12
+    assert same(first, again)
+    assert [step for step, _ in logged(tmp_path, "loss")] == [3, 6, 9, 12]
+
+
+DIFFERENT = {
+    "learning_rate": (2e-2, "--learning-rate is 0.02, but .* was trained with 0.01"),
+    "batch_size": (2, "--batch-size is 2, but .* was trained with 4"),
+    "optimizer": ("sgd", "--optimizer is 'sgd', but .* was trained with 'adamw'"),
+    "gradient_accumulation": (3, "--gradient-accumulation is 3, but .* was trained with 1"),
+    "max_norm": (0.5, "--max-norm is 0.5, but .* was trained with 1.0"),
+    "seed": (6, "--seed is 6, but .* was trained with 5"),
+    "schedule": ("cosine", "--schedule is 'cosine', but .* was trained with 'constant'"),
+    "warmup_steps": (3, "--warmup-steps is 3, but .* was trained with 0"),
+}
+
+
+def test_options_that_differ_are_an_error_with_both_values(side, tmp_path):
+    train(side, tmp_path, epochs=1)
+    before = sorted((path, path.read_bytes()) for path in (tmp_path / "checkpoints").rglob("*") if path.is_file())
+    for name, (value, message) in DIFFERENT.items():
+        with pytest.raises(InputError, match=message):
+            train(side, tmp_path, epochs=1, **{name: value})
+    after = sorted((path, path.read_bytes()) for path in (tmp_path / "checkpoints").rglob("*") if path.is_file())
+    assert before == after
+    train(side, tmp_path, epochs=2, log_every=1, save_every=2, keep_last=1, eval_every=3, patience=9)  # these may
+
+
+def test_with_a_falling_schedule_the_end_may_not_move(side, tmp_path):
+    train(side, tmp_path, epochs=1, schedule="linear")
+    with pytest.raises(InputError, match="--epochs is 2, but .* was trained with 1"):
+        train(side, tmp_path, epochs=2, schedule="linear")
+
+
+def test_other_data_is_an_error(side, tmp_path):
+    train(side, tmp_path, epochs=1, identity={"dataset": "abc"})
+    with pytest.raises(InputError, match="the dataset has changed since"):
+        train(side, tmp_path, epochs=1, identity={"dataset": "xyz"})
+    with pytest.raises(InputError, match="the dataset has changed since"):
+        train(side, tmp_path, epochs=1)
+
+
+def test_other_trained_parameters_are_an_error(side, tmp_path):
+    train(side, tmp_path, epochs=1)
+    model = side.lora(SPEC, targets=["layers.0.q"])
+    with pytest.raises(InputError, match=r"step_4: unexpected layers.1.up.lora_A"):
+        loop.train(side.backend, model, ToyTask(side), options(tmp_path, epochs=1), title="toy")
+
+
+def test_the_other_backend_does_not_continue(side, tmp_path):
+    train(side, tmp_path, epochs=1)
+    path = tmp_path / "checkpoints" / "step_4"
+    trainer = json.loads((path / "trainer.json").read_text())
+    other = {"mlx": "torch", "torch": "mlx"}[side.name]
+    (path / "trainer.json").write_text(json.dumps({**trainer, "backend": other}))
+    seal(path)
+    with pytest.raises(InputError, match=f"--backend is '{side.name}', but .* was trained with '{other}'"):
+        train(side, tmp_path, epochs=1)
+
+
+def test_continues_from_a_checkpoint_of_another_run(side, tmp_path):
+    _, straight = train(side, tmp_path / "a", epochs=3)
+    train(side, tmp_path / "b", epochs=2)
+    given = tmp_path / "b" / "checkpoints" / "step_8"
+    result, continued = train(side, tmp_path / "c", epochs=3, resume_from=given)
+    assert result.step == 12
+    assert same(straight, continued)
+    assert [step for step, _ in logged(tmp_path / "c", "val_loss")] == [12]
+    train(side, tmp_path / "c", epochs=4, resume_from=given)  # the same command goes on from its own checkpoints
+    assert saved(tmp_path / "c") == [12, 16]
+    with pytest.raises(InputError, match="--resume-from .*nowhere: no such checkpoint"):
+        train(side, tmp_path / "d", resume_from=tmp_path / "nowhere")
+    (given / "weights.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"--resume-from .*step_8: weights.safetensors is 7 bytes"):
+        train(side, tmp_path / "d", resume_from=given)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(side, tmp_path, capsys):
+    _, straight = train(side, tmp_path / "a", epochs=4)
+    train(side, tmp_path / "b", epochs=3)
+    victim = tmp_path / "b" / "checkpoints" / "step_12" / "optimizer.safetensors"
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    capsys.readouterr()
+    _, continued = train(side, tmp_path / "b", epochs=4)
+    said = capsys.readouterr().out
+    assert f"passing over {victim.parent}: optimizer.safetensors does not match its SHA-256" in said
+    assert f"resuming from {victim.parent.parent / 'step_8'}: step 8, epoch 3" in said
+    assert same(straight, continued)
+    assert [step for step, _ in logged(tmp_path / "b", "val_loss")] == [4, 8, 12, 16]
+    assert damage(victim.parent) is None  # written anew on the way
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_checkpoints(side, tmp_path):
+    _, good = train(side, tmp_path, epochs=1)
+    with pytest.raises(InputError, match=r"the loss became nan .* at step 7: .*the newest checkpoint is step 4"):
+        train(side, tmp_path, ToyTask(side, poison_step=6), epochs=3)
+    assert saved(tmp_path) == [4]
+    weights, _ = side.backend.read(tmp_path / "checkpoints" / "step_4" / "weights.safetensors")
+    assert same(side.backend.to_host(weights), good)
+    with pytest.raises(InputError, match="no checkpoint was saved yet"):
+        train(side, tmp_path / "fresh", ToyTask(side, poison_step=0))
+
+
+def test_base_weights_stay_bit_identical(side, tmp_path):
+    model = side.lora(SPEC)
+    frozen = {name: value for name, value in side.host(model).items() if ".lora_" not in name}
+    loop.train(side.backend, model, ToyTask(side), options(tmp_path), title="toy")
+    assert same(frozen, {name: value for name, value in side.host(model).items() if ".lora_" not in name})
+
+
+def test_report_and_samples(side, tmp_path, monkeypatch):
+    """The one run of this suite that draws: pictures, sound and settings are inside the one page."""
+    monkeypatch.setattr(loop, "write_report", write_report)
+    result, _ = train(side, tmp_path, ToyTask(side, sound=True), epochs=2)
+    page = result.report.read_text()
+    assert {path.name for path in (tmp_path / "samples").iterdir()} == {
+        "index.json", "step_000000_tone.wav", "step_000004_tone.wav", "step_000008_tone.wav"
+    }  # fmt: skip
+    assert page.count('<audio controls src="data:audio/wav;base64,') == 3
+    assert page.count('<img alt="') == 3  # the curves, and spectrograms of the first and the last sample
+    assert "learning_rate" in page
+    assert "http" not in page
+
+
+def test_every_option_is_used():
+    """An option that is accepted does something: each field is read by the loop or by a task."""
+    sources = "".join(path.read_text() for path in Path(loop.__file__).parent.glob("*.py"))
+    by_the_family = {"config", "batch_size", "gradient_accumulation"}
+    for name in TrainOptions.__dataclass_fields__:
+        assert name in by_the_family or f"self.{name}" in sources or f"options.{name}" in sources, name
+    assert replace(options("x"), max_norm=0).optim().max_norm is None

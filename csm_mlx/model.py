@@ -69,7 +69,8 @@ class CSM(nn.Module):
         """Switch between training and evaluation; training drops what generation keeps of the weights."""
         if mode:
             self._companions.pop("fused", None)
-        return super().train(mode)
+        super().train(mode)
+        return self
 
     def embed(self, tokens: mx.array, is_audio: mx.array) -> mx.array:
         """Rows (B, T, K + 1) -> backbone inputs (B, T, D).
@@ -105,8 +106,8 @@ class CSM(nn.Module):
     def frame(self, hidden: mx.array, pick: Any) -> mx.array:
         """One frame (B, K) after the backbone's output `hidden` (B, D).
 
-        `pick(logits, codebook)` chooses codes (B,) from logits over the codec's entries: the special codes after them are
-        never drawn. Shapes are static, so the whole frame can be compiled.
+        `pick(logits, codebook)` chooses codes (B,) from logits over the codec's entries: the special codes after them
+        are never drawn. Shapes are static, so the whole frame can be compiled.
         """
         entries = self.config.mimi.entries
         codes = [pick(self.codebook0_head(hidden)[:, :entries], 0)]

@@ -2,6 +2,7 @@
 
     python -m backends.layouts.convert sesame/csm-1b ours --to csm-mlx
     python -m backends.layouts.convert finetune_output/ckpt_epoch_5.safetensors hf --to transformers
+    python -m backends.layouts.convert lora_finetune_output/lora_ckpt_epoch_5.safetensors adapter --to peft
 
 Tensors are read, changed and written one at a time, so memory stays at the largest of them.
 """
@@ -9,7 +10,7 @@ Tensors are read, changed and written one at a time, so memory stays at the larg
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,9 +20,10 @@ from tyro.conf import Positional, arg
 from backends.atomic import sync, write_text
 from backends.cli import run
 from backends.errors import InputError
+from backends.layouts import adapters
 from backends.layouts.checkpoint import Checkpoint, Tensors, companion, find, open_checkpoint
-from backends.layouts.families import Family, family, of_layout
-from backends.layouts.files import read_json, write
+from backends.layouts.families import Family, everything, family
+from backends.layouts.files import PICKLED, read_json, write
 from backends.layouts.rules import renamed, together
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -36,20 +38,42 @@ class Options:
     dst: Annotated[Path, Positional, arg(metavar="DST")]
     """A .safetensors file, or a directory, which also gets the configuration and what lies beside the weights."""
     to: Annotated[str, arg(metavar="NAME")]
-    """torchtune, transformers or csm-mlx (CSM); mimi, kyutai-mimi or mlx-mimi (Mimi)."""
+    """torchtune, transformers or csm-mlx (CSM); mimi, kyutai-mimi or mlx-mimi (Mimi); for an adapter peft (a directory)
+    or csm-mlx-lora (a file)."""
     overwrite: bool = False
     """Replace DST where it exists."""
 
 
 def main(options: Options) -> None:
     """Convert and say what was done."""
-    kind = of_layout(options.to)
-    _check_destination(options.dst, kind, overwrite=options.overwrite)
+    for kind in everything():
+        if options.to in kind.written:
+            return _convert_weights(options, kind)
+        if kind.adaptable and options.to in adapters.targets(kind):
+            return _convert_adapter(options, kind)
+    known = dict.fromkeys(name for kind in everything() for name in (*kind.written, *adapters.targets(kind)))
+    raise InputError(f"--to {options.to}: no such layout; expected one of {', '.join(known)}")
+
+
+def _convert_adapter(options: Options, kind: Family) -> None:
+    if options.to == adapters.PEFT:
+        _check_destination(options, [adapters.CONFIG, adapters.TENSORS], as_file=False)
+        _replace(options.dst, lambda folder: print(adapters.to_peft(options.src, folder)))
+    else:
+        _check_destination(options, [], as_file=True)
+        print(adapters.from_peft(options.src, options.dst, kind))
+    print(f"{options.dst}: {options.to}")
+
+
+def _convert_weights(options: Options, kind: Family) -> None:
+    as_file = options.dst.suffix == ".safetensors"
+    along_as = kind.companion.files[:1] if kind.companion else ()
+    _check_destination(options, [CONFIG, WEIGHTS, *kind.beside, *along_as], as_file=as_file)
     path = find(options.src, kind, "SRC")
     source = open_checkpoint(path, kind)
     along = companion(source, path)
     print(_described(source))
-    if options.dst.suffix == ".safetensors":
+    if as_file:
         write(options.dst, *_weights(source, along, options.to))
     else:
         _replace(options.dst, lambda folder: _fill(folder, source, along, path, options.to))
@@ -113,20 +137,21 @@ def _config(source: Checkpoint, path: Path, layout: str) -> dict:
     return {key: value for key, value in read_json(beside).items() if key != "transformers_weights"}
 
 
-def _check_destination(path: Path, kind: Family, *, overwrite: bool) -> None:
-    """Refuse what exists unless told otherwise, and never remove files of a kind that is not written here."""
-    if path.suffix and path.suffix != ".safetensors" and not path.is_dir():
-        raise InputError(f"DST {path}: expected a .safetensors file or a directory")
+def _check_destination(options: Options, names: Sequence[str], *, as_file: bool) -> None:
+    """Refuse what exists unless told otherwise, and a directory with files other than `names` in any case."""
+    path = options.dst
+    wanted = "a .safetensors file" if as_file else "a directory"
+    if as_file != (path.suffix == ".safetensors") or path.suffix in PICKLED:
+        raise InputError(f"DST {path}: --to {options.to} writes {wanted}")
     if not path.exists():
         return
-    if not overwrite:
+    if path.is_dir() == as_file:
+        raise InputError(f"DST {path}: exists and is not {wanted}; give another name")
+    if not options.overwrite:
         raise InputError(f"DST {path}: already exists; give another name, or --overwrite")
-    if path.is_dir():
-        along = kind.companion.files[:1] if kind.companion else ()
-        ours = {CONFIG, WEIGHTS, *kind.beside, *along}
-        foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
-        if foreign:
-            raise InputError(f"DST {path}: holds {foreign[0]}, which is not replaced; give another directory")
+    foreign = [] if as_file else sorted(entry.name for entry in path.iterdir() if entry.name not in names)
+    if foreign:
+        raise InputError(f"DST {path}: holds {foreign[0]}, which is not replaced; give another directory")
 
 
 def _replace(path: Path, fill: Callable[[Path], None]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from backends.errors import InputError
 from backends.layouts import csm_settings
-from backends.layouts.families import Companion, Family, Settings
+from backends.layouts.families import Adaptable, Companion, Family, Settings
 from backends.layouts.rules import ANY, AnyRule, Op, Rule, rope_rows
 
 LAYOUTS = ("torchtune", "transformers", "csm-mlx", "mlx-audio")
@@ -181,4 +181,9 @@ FAMILY = Family(
     companion=CODEC,
     embedding=("transformers",),
     beside=BESIDE,
+    adaptable=Adaptable(
+        layout="transformers",
+        embeddings=("text_embeddings", "audio_embeddings"),
+        tied={TIED[1].removesuffix(".weight"): TIED[0].removesuffix(".weight")},
+    ),
 )

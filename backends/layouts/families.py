@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from backends.errors import InputError
 from backends.layouts.rules import AnyRule
 
 FAMILIES = ("csm", "mimi")
@@ -29,6 +28,15 @@ class Companion:
 
 
 @dataclass(frozen=True)
+class Adaptable:
+    """What adapters of a family need to be converted to PEFT's form and back."""
+
+    layout: str  # of the weights that PEFT adapts
+    embeddings: tuple[str, ...]  # modules of ours that are tables; other modules with a matrix are linear
+    tied: Mapping[str, str]  # modules of theirs that share a weight and are one of ours: {copy: original}
+
+
+@dataclass(frozen=True)
 class Family:
     """A family's layouts and how they relate to ours.
 
@@ -36,6 +44,7 @@ class Family:
     published       settings of weights that come without a configuration
     companion       the model that comes along; `embedding` names the layouts that hold it inside
     beside          files that go with the weights unchanged
+    adaptable       how its adapters are converted, if they are
     detect          tensor names -> layout, None if none of this family's
     own             a file's tensors -> {name that the rules know: name in the file} of this family's
     shapes          settings -> every tensor of ours
@@ -61,6 +70,7 @@ class Family:
     companion: Companion | None = None
     embedding: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
+    adaptable: Adaptable | None = None
 
 
 def family(name: str) -> Family:
@@ -68,9 +78,6 @@ def family(name: str) -> Family:
     return importlib.import_module(f"backends.layouts.{name}").FAMILY
 
 
-def of_layout(layout: str) -> Family:
-    """The family that can write `layout`. Raises InputError that lists what can be written."""
-    known = {name: entry for entry in map(family, FAMILIES) for name in entry.written}
-    if layout not in known:
-        raise InputError(f"--to {layout}: no such layout; expected one of {', '.join(known)}")
-    return known[layout]
+def everything() -> list[Family]:
+    """Every family."""
+    return [family(name) for name in FAMILIES]

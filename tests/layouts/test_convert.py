@@ -136,15 +136,18 @@ def test_an_index_must_tell_the_truth(tmp_path, ours, capsys):
 
 def test_names_of_layouts_and_sources(tmp_path, ours, capsys):
     line = refused(capsys, ours[0], tmp_path / "out", "--to", "pytorch")
-    assert "expected one of torchtune, transformers, csm-mlx, mimi, kyutai-mimi, mlx-mimi" in line
+    assert "expected one of torchtune, transformers, csm-mlx, peft, csm-mlx-lora, mimi, kyutai-mimi, mlx-mimi" in line
     assert "no such directory" in refused(capsys, tmp_path / "none", tmp_path / "out", "--to", "csm-mlx")
     (tmp_path / "empty").mkdir()
     line = refused(capsys, tmp_path / "empty", tmp_path / "out", "--to", "csm-mlx")
     assert f"SRC {tmp_path / 'empty'}: holds none of transformers.safetensors.index.json" in line
     line = refused(capsys, ours[0] / "codec.safetensors", tmp_path / "out", "--to", "csm-mlx")
     assert "these are not CSM's tensors" in line
-    assert "expected a .safetensors file or a directory" in refused(
-        capsys, ours[0], tmp_path / "a.pt", "--to", "csm-mlx"
+    line = refused(capsys, ours[0], tmp_path / "a.pt", "--to", "csm-mlx")
+    assert line == f"error: DST {tmp_path / 'a.pt'}: --to csm-mlx writes a directory"
+    (tmp_path / "file").write_text("")
+    assert "exists and is not a directory" in refused(
+        capsys, ours[0], tmp_path / "file", "--to", "csm-mlx", "--overwrite"
     )
     assert "unrecognized" in refused(capsys, ours[0], tmp_path / "out", "--to", "csm-mlx", "--fast").lower()
 

@@ -98,6 +98,36 @@ def test_configurations_round_trip():
     assert csm_settings.write(csm_settings.PUBLISHED, "torchtune")["decoder_flavor"] == "llama-100M"
 
 
+def test_the_published_configuration_is_read():
+    """sesame/csm-1b's config.json (transformers 4.52): other numbers for the same frequencies, both sets of keys."""
+    stack = {
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500000,
+    }
+    rope = {"rope_type": "llama3", "factor": 32.0}
+    depth = {
+        **stack, "model_type": "csm_depth_decoder_model", "num_hidden_layers": 4, "hidden_size": 1024, "head_dim": 128,
+        "num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 8192, "num_codebooks": 32,
+        "max_position_embeddings": 33, "vocab_size": 2051, "backbone_hidden_size": 2048,
+        "rope_scaling": {**rope, "low_freq_factor": 0.001953125, "high_freq_factor": 0.0078125,
+                         "original_max_position_embeddings": 16},
+    }  # fmt: skip
+    content = {
+        **stack, "model_type": "csm", "architectures": ["CsmForConditionalGeneration"], "num_hidden_layers": 16,
+        "hidden_size": 2048, "head_dim": 64, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "intermediate_size": 8192, "num_codebooks": 32, "max_position_embeddings": 2048, "vocab_size": 2051,
+        "text_vocab_size": 128256, "audio_vocab_size": 2051, "audio_num_codebooks": 32, "depth_decoder_config": depth,
+        "backbone_flavor": "llama-1B", "decoder_flavor": "llama-100M", "tie_codebooks_embeddings": True,
+        "rope_scaling": {**rope, "low_freq_factor": 0.125, "high_freq_factor": 0.5,
+                         "original_max_position_embeddings": 1024},
+        "codec_config": TheirMimiConfig().to_dict(), "transformers_weights": "transformers.safetensors.index.json",
+    }  # fmt: skip
+    assert csm_settings.read(content, "test") == csm_settings.PUBLISHED
+
+
 def test_kyutais_names_and_shapes():
     listed = published.kyutai()
     assert len(listed) == 318

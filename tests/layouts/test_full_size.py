@@ -128,6 +128,13 @@ def test_the_published_configuration_is_read():
     assert csm_settings.read(content, "test") == csm_settings.PUBLISHED
 
 
+def test_a_configuration_of_something_else_says_nothing():
+    """kyutai's codec lies beside a language model's config.json; a run directory has its own."""
+    for content in ({"dim": 4096, "num_heads": 32, "depformer_dim": 1024}, {"model_type": "moshi"}, {}):
+        assert mimi_settings.read(content, "test") is None
+        assert csm_settings.read(content, "test") is None
+
+
 def test_kyutais_names_and_shapes():
     listed = published.kyutai()
     assert len(listed) == 318

@@ -103,7 +103,7 @@ def our_frames(model: CSM, options: Options) -> Callable[[], float]:
 
 def their_frames(model: CSM, frames: int) -> Callable[[], float]:
     """The loop of mlx-audio's generate around its generate_frame, with the same weights and sampling."""
-    from mlx_audio.lm.sample_utils import make_sampler
+    from mlx_audio.lm.sample_utils import make_sampler  # pyright: ignore[reportMissingImports]
 
     peer, sampler = their_model(model), make_sampler(temp=0.9, top_k=50)
 
@@ -132,7 +132,7 @@ def their_prompt(config: CSMConfig) -> tuple[np.ndarray, np.ndarray]:
 
 def their_model(model: CSM):
     """mlx-audio's SesameModel with our weights; its tensors have our names."""
-    from mlx_audio.tts.models.sesame.sesame import SesameModel
+    from mlx_audio.tts.models.sesame.sesame import SesameModel  # pyright: ignore[reportMissingImports]
 
     config = model.config
     depth = {
@@ -218,7 +218,7 @@ def our_primitives(model: CSM) -> int:
 
 def their_primitives(model: CSM) -> int:
     """The same for mlx-audio's."""
-    from mlx_audio.lm.sample_utils import make_sampler
+    from mlx_audio.lm.sample_utils import make_sampler  # pyright: ignore[reportMissingImports]
 
     peer, sampler = their_model(model), make_sampler(temp=0.9, top_k=50)
     tokens, mask = (mx.array(part)[None] for part in their_prompt(model.config))

@@ -1,11 +1,11 @@
 """CSM's frame step: through the modules, or, while the weights are plain, with as few dispatches as possible.
 
-A frame is K + 1 passes through small stacks at batch 1, so the time goes into dispatching as much as into bytes. Here q, k
-and v are one product, gate and up another, and activations stay two-dimensional. Fused weights share their memory with
-the model's: `q_proj.weight` and its like become views of them.
+A frame is K + 1 passes through small stacks at batch 1, so the time goes into dispatching as much as into bytes. Here
+q, k and v are one product, gate and up another, and activations stay two-dimensional. Fused weights share their memory
+with the model's: `q_proj.weight` and its like become views of them.
 
-On a GPU norms, rotary positions and attention are MLX's fused kernels. On the CPU, where those fall apart into 11, 29 and
-13 primitives, `CPUForms` does the same with 7, 4 and 6.
+On a GPU norms, rotary positions and attention are MLX's fused kernels. On the CPU, where those fall apart into 11, 29
+and 13 primitives, `CPUForms` does the same with 7, 4 and 6.
 """
 
 from collections.abc import Callable, Sequence

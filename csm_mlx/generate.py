@@ -2,8 +2,8 @@
 
     python -m csm_mlx.generate --text "Hello." --speaker 0 --output out.wav
 
-The importable function is `csm_mlx.generate`; its home is `csm_mlx.generation`. Importing this module puts the module in
-the function's place in the package, so the module can be called like the function.
+The importable function is `csm_mlx.generate`; its home is `csm_mlx.generation`. Importing this module puts the module
+in the function's place in the package, so the module can be called like the function.
 """
 
 import sys

@@ -37,7 +37,11 @@ def conversation(ours: CSM, frames: int, seed: int = 0):
     ids = [*before, *[AUDIO] * frames, AUDIO_EOS, *after]
     codes = tokens.encode_audio(ours._companions["codec"], audio)
     K = ours.config.codebooks
-    parts = [(tokens.text_rows(before, K), False), (tokens.audio_rows(codes[:K]), True), (tokens.text_rows(after, K), False)]
+    parts = [
+        (tokens.text_rows(before, K), False),
+        (tokens.audio_rows(codes[:K]), True),
+        (tokens.text_rows(after, K), False),
+    ]
     return np.array(ids)[None], audio, *tokens.join(parts)
 
 

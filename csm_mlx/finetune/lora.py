@@ -29,8 +29,8 @@ def apply_lora_to_model(
     """Freeze the model and put an adapter that changes nothing yet on its target modules; returns the model.
 
     A target is `attn` (q, k, v, o of both stacks), `mlp` (gate, up, down) or any part of a module's dotted name, such
-    as `codebook0_head`, `projection`, `q_proj`, `text_embeddings`; None means every linear module. Raises InputError for a
-    target that matches nothing, and where the model already carries an adapter.
+    as `codebook0_head`, `projection`, `q_proj`, `text_embeddings`; None means every linear module. Raises InputError
+    for a target that matches nothing, and where the model already carries an adapter.
     """
     backend = get("mlx")
     names = match(backend.linears(model), target_modules, exclude_modules, GROUPS)

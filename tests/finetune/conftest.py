@@ -10,7 +10,7 @@ from csm_mlx.finetune import finetune, finetune_lora
 from csm_mlx.finetune.options import FullOptions, LoRAOptions
 
 RECORDINGS = Path(__file__).parents[2] / "examples" / "fsdd_george" / "train"
-WORDS = "zero one two three four five six seven eight nine".split()
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import mlx.core as mx
 from backends.errors import InputError
 from backends.seeds import mix
 
-
 _NEVER = mx.array([[-mx.inf]])
 
 

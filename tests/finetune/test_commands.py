@@ -23,11 +23,11 @@ from csm_mlx.generate import GenerateOptions
 ROOT = Path(__file__).parents[2]
 
 SEED = {
-    "recommended": "--data-path dataset.json --output-dir ./lora_finetune_output --batch-size 4 --epochs 5
-    --learning-rate" " 5e-4 --lora-rank 8 --optimizer adamw --target-modules attn codebook0_head projection
-    --train-embeddings", "advanced": "--data-path dataset.json --output-dir ./lora_finetune_output --batch-size 4
-    --epochs 5 --learning-rate 5e-4" " --lora-rank 16 --lora-alpha 32.0 --optimizer adamw --weight-decay 1e-4
-    --save-every 100 --log-every 10" " --target-modules attn codebook0_head projection --train-embeddings",
+    "recommended": "--data-path dataset.json --output-dir ./lora_finetune_output --batch-size 4 --epochs 5"
+    " --learning-rate 5e-4 --lora-rank 8 --optimizer adamw --target-modules attn codebook0_head projection --train-embeddings",
+    "advanced": "--data-path dataset.json --output-dir ./lora_finetune_output --batch-size 4 --epochs 5"
+    " --learning-rate 5e-4 --lora-rank 16 --lora-alpha 32.0 --optimizer adamw --weight-decay 1e-4 --save-every 100 --log-every 10"
+    " --target-modules attn codebook0_head projection --train-embeddings",
     "lowest-memory": "--data-path dataset.json --target-modules attn codebook0_head projection",
 }
 
@@ -240,8 +240,7 @@ def test_generate_command(lora, tmp_path, capsys):
     run = lora()
     output = tmp_path / "deep" / "out.wav"
     recording = ROOT / "examples" / "fsdd_george" / "train" / "1_george_5.wav"
-    command = [sys.executable, "-m", "csm_mlx.generate", "--model", "tiny", "--text", "two", "--speaker", "0",
-    "--output",
+    command = [sys.executable, "-m", "csm_mlx.generate", "--model", "tiny", "--text", "two", "--speaker", "0", "--output",
                str(output), "--lora", str(run / "lora_ckpt_epoch_1.safetensors"), "--context-audio", str(recording),
                "--context-text", "one", "--max-audio-length-ms", "800", "--seed", "1"]  # fmt: skip
     done = subprocess.run(command, check=True, capture_output=True, text=True)

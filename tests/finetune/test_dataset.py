@@ -52,8 +52,7 @@ def test_transcripts_in_their_order_and_what_is_left_out(folder, capsys):
 
 
 def test_one_suffix_a_speaker_and_a_limit(folder):
-    create("--audio-dir", folder, "--output-json", folder / "d.json", "--transcript-suffix", "txt", "--default-speaker",
-    7,
+    create("--audio-dir", folder, "--output-json", folder / "d.json", "--transcript-suffix", "txt", "--default-speaker", 7,
            "--max-samples", 1)  # fmt: skip
     rows = json.loads((folder / "d.json").read_text(encoding="utf-8"))
     assert rows == [{"text": "not this one", "audio_path": "0.wav", "speaker_id": 7}]

@@ -29,8 +29,8 @@ def to_host(arrays: Arrays) -> dict[str, np.ndarray]:
 
 
 def from_host(arrays: Mapping[str, np.ndarray]) -> Arrays:
-    """NumPy arrays as MLX arrays."""
-    return {name: mx.array(value) for name, value in arrays.items()}
+    """NumPy arrays as MLX arrays, which have no negative strides."""
+    return {name: mx.array(np.asarray(value, order="C")) for name, value in arrays.items()}
 
 
 def fingerprint(arrays: Arrays) -> str:

@@ -12,7 +12,7 @@ from backends.adapters.files import adapter_info, load_adapter, read_info, save_
 from backends.adapters.peft import read_peft, write_peft
 from backends.base import AdapterInfo, LoRASpec
 from backends.errors import InputError
-from backends.layouts.rules import Rule, rope_rows
+from backends.layouts.rules import Op, Rule, rope_rows
 
 SPEC = LoRASpec(rank=4, alpha=6.0)
 DORA = LoRASpec(rank=4, alpha=6.0, dropout=0.1, use_rslora=True, use_dora=True)
@@ -206,7 +206,7 @@ def test_rules_rename_modules_and_move_rows(side, tmp_path, spec):
     swap = rope_rows(8)
     rules = [
         Rule("layers.{n}.q.weight", "model.blocks.{n}.query.weight", swap),
-        Rule("tokens.weight", "model.embed.weight"),
+        Rule("tokens.weight", "model.embed.weight", Op(np.flipud, np.flipud)),
         Rule("places.weight", "model.positions.weight"),
         Rule("{any}", "model.{any}"),
     ]
@@ -223,6 +223,8 @@ def test_rules_rename_modules_and_move_rows(side, tmp_path, spec):
     merged = swap.to_theirs(base["layers.0.q.weight"]) + spec.scale * b @ a
     if spec.use_dora:
         merged *= (tensors["model.blocks.0.query.lora_magnitude_vector"] / np.linalg.norm(merged, axis=1))[:, None]
+    a_of_tokens = side.trained(model)["tokens.lora_A"]
+    assert np.array_equal(tensors["model.embed.lora_embedding_A"], np.fliplr(a_of_tokens))
     again = side.net()
     read_peft(side.backend, again, tmp_path, rules=rules)
     assert np.array_equal(side.forward(again, IDS), side.forward(model, IDS))

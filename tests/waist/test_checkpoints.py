@@ -162,6 +162,16 @@ def killed_saves(monkeypatch, tmp_path, damaged=False):
         yield kill, checkpoints
 
 
+def test_the_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    """Power loss: three files, the manifest and their directory before the rename, the folders around it after."""
+    checkpoints = Checkpoints(tmp_path)
+    with monkeypatch.context() as patch:
+        kill = Kill(patch, at=0)
+        save(checkpoints, 1)
+    operations = [name for name in kill.log if name in ("fsync", "replace")]
+    assert operations == ["fsync"] * 5 + ["replace"] + ["fsync"] * 2
+
+
 @pytest.mark.parametrize("damaged", [False, True])
 def test_killed_at_any_point_of_a_save(tmp_path, monkeypatch, damaged):
     """Whatever is left, one whole checkpoint is found: the old one until the rename, the new one from there on."""

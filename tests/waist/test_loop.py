@@ -1,6 +1,8 @@
 """The loop on the small task: what it writes, when it saves, evaluates, stops, and what it refuses to continue."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -195,6 +197,36 @@ def test_no_resume_starts_over(side, tmp_path):
     assert result.step == 12
     assert same(first, again)
     assert [step for step, _ in logged(tmp_path, "loss")] == [3, 6, 9, 12]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", [2, 4])  # within an epoch, and at its end
+def test_a_signal_saves_and_stops(side, tmp_path, number, step, capfd):
+    """Without any periodic checkpoint; the same command then ends as a run that was not stopped."""
+
+    class Signalled(ToyTask):
+        done = 0
+
+        def seconds(self, micro_batches):
+            self.done += 1
+            if self.done == step:
+                os.kill(os.getpid(), number)
+            return super().seconds(micro_batches)
+
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as stopped:
+        train(side, tmp_path / "a", Signalled(side), epochs=2, patience=3)
+    assert stopped.value.code == 128 + number
+    assert signal.getsignal(number) is before
+    assert (
+        f"stopping after this step (signal {int(number)}); run the same command to continue" in capfd.readouterr().err
+    )
+    assert saved(tmp_path / "a") == [step]
+    _, continued = train(side, tmp_path / "a", epochs=2, patience=3)
+    _, straight = train(side, tmp_path / "b", epochs=2, patience=3)
+    assert same(straight, continued)
+    for column in ("loss", "val_loss"):
+        assert logged(tmp_path / "a", column) == logged(tmp_path / "b", column)
 
 
 DIFFERENT = {

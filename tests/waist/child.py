@@ -36,7 +36,7 @@ def run(side, directory, announce=False):
     task.announce = announce
     options = TrainOptions(
         output_dir=directory,
-        epochs=3,
+        epochs=6,
         learning_rate=1e-2,
         warmup_steps=3,
         schedule="cosine",
@@ -57,7 +57,7 @@ def without_pictures():
 def slow_disk():
     """Most of the time goes into saving, so most kills hit a save."""
     fsync = os.fsync
-    os.fsync = lambda descriptor: (time.sleep(0.004), fsync(descriptor))[1]
+    os.fsync = lambda descriptor: (time.sleep(0.008), fsync(descriptor))[1]
 
 
 def full_disk_after(count):

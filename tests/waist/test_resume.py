@@ -37,31 +37,38 @@ def start(side, directory, *flags):
     )
 
 
-def disturb(side, directory, number, delay_s):
-    """Send a signal so long after the first update; returns the exit code and standard error."""
+def disturb(side, directory, number, delay_s=None):
+    """Send a signal so long after the first update, or as soon as a save has begun; returns exit code and errors."""
     child = start(side, directory, "--slow-disk")
     for line in child.stdout:
         if line == "training\n":
             break
-    time.sleep(delay_s)
+    if delay_s is not None:
+        time.sleep(delay_s)
+    while delay_s is None and not unfinished(directory) and child.poll() is None:
+        time.sleep(0.001)
     child.send_signal(number)
     _, errors = child.communicate()
     return child.returncode, errors
 
 
+def unfinished(directory):
+    return list((directory / "checkpoints").glob("step_*.tmp"))
+
+
 def assert_same_run(directory, expected):
     """Final parameters and moments bit by bit, the exported files, and the log row by row."""
     newest, reference = (Checkpoints(path / "checkpoints").all()[-1] for path in (directory, expected))
-    assert newest.name == reference.name == "step_12"
-    files = [f"checkpoints/step_12/{name}.safetensors" for name in ("weights", "optimizer")]
-    for name in [*files, "net_epoch_3.safetensors", "net_best.safetensors"]:
+    assert newest.name == reference.name == "step_24"
+    files = [f"checkpoints/step_24/{name}.safetensors" for name in ("weights", "optimizer")]
+    for name in [*files, "net_epoch_6.safetensors", "net_best.safetensors"]:
         assert (directory / name).read_bytes() == (expected / name).read_bytes(), name
     rows = [
         [{name: row.get(name) for name in EXACT} for row in read(path / "metrics.csv")]
         for path in (directory, expected)
     ]
     assert rows[0] == rows[1]
-    assert len(rows[0]) == 9  # six of training, three of validation
+    assert len(rows[0]) == 18  # twelve of training, six of validation
 
 
 @pytest.fixture
@@ -71,20 +78,17 @@ def undisturbed(side, tmp_path):
 
 
 def test_killed_at_random_moments(side, tmp_path, undisturbed):
-    """kill -9 four times, a SIGTERM in between; every time the same command."""
+    """kill -9 four times, once within a save, and a SIGTERM; every time the same command."""
     directory, draw = tmp_path / "run", np.random.default_rng(11)
-    unfinished = 0
-    for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
-        code, errors = disturb(side, directory, number, draw.uniform(0.0, 0.12))
-        if number == signal.SIGTERM:
-            assert code == 128 + signal.SIGTERM, errors
-            assert "run the same command to continue" in errors
-            assert not list((directory / "checkpoints").glob("*.tmp"))
-        else:
-            assert code == -signal.SIGKILL, errors
-        unfinished += len(list((directory / "checkpoints").glob("*.tmp")))
+    for delay_s in (*draw.uniform(0.0, 0.15, 3), None):
+        code, errors = disturb(side, directory, signal.SIGKILL, delay_s)
+        assert code == -signal.SIGKILL, errors
         assert sum(damage(path) is not None for path in Checkpoints(directory / "checkpoints").all()) <= 1
-    assert unfinished > 0  # some kills hit a save
+    assert unfinished(directory)
+    code, errors = disturb(side, directory, signal.SIGTERM, 0.05)
+    assert code == 128 + signal.SIGTERM, errors
+    assert "run the same command to continue" in errors
+    assert not unfinished(directory)
     last = start(side, directory)
     output, errors = last.communicate()
     assert last.returncode == 0, errors

@@ -145,7 +145,8 @@ class _Run:
 
     def _row(self, values: Metrics) -> None:
         if self.log:
-            self.log.row({"step": self.state.step, "epoch": self.state.epoch, **values})
+            between = self.state.position == 0 and self.state.step > 0  # the epoch counts on before its last rows
+            self.log.row({"step": self.state.step, "epoch": self.state.epoch - between, **values})
 
     def _end_epoch(self) -> None:
         if not self.options.eval_every:

@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from backends import cli, get
 from backends.adapters import files
+from backends.errors import InputError
 from csm_mlx.finetune.lora import apply_lora_to_model, load_lora_weights, trains_with_lora
 from csm_mlx.finetune.options import EMBEDDINGS, LoRAOptions
 from csm_mlx.finetune.run import finetune, load_model
@@ -34,7 +35,7 @@ def main(options: LoRAOptions) -> None:
             model[name].set_dtype(mx.float32)  # bfloat16 would round small updates away
     backend.train_only(model, lambda name: trains_with_lora(name, train_embeddings=options.train_embeddings))
     if options.resume_from is not None and options.resume_from.is_file():
-        load_lora_weights(model, options.resume_from)
+        _start_from(model, options)
 
     def export(live: CSM, directory: Path, label: str) -> Path:
         info = files.adapter_info(backend, live, base=str(options.pretrained_path or options.model))
@@ -43,6 +44,16 @@ def main(options: LoRAOptions) -> None:
         return path
 
     finetune(options, model, export, title=f"CSM LoRA on {options.data_path.name}")
+
+
+def _start_from(model: CSM, options: LoRAOptions) -> None:
+    """Start from an adapter file; one that holds trained embeddings needs them to go on training, or they were lost."""
+    assert options.resume_from is not None
+    if files.read_info(options.resume_from).trained and not options.train_embeddings:
+        raise InputError(
+            f"--resume-from {options.resume_from}: holds embeddings that were trained whole: add --train-embeddings"
+        )
+    load_lora_weights(model, options.resume_from)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,13 @@ def test_reloading_gives_the_same_validation_loss(lora, dataset):
     assert repeated == pytest.approx(value, abs=1e-6)
 
 
+def test_trained_embeddings_are_not_lost_on_starting_from_a_file(lora, capsys, tmp_path):
+    run = lora("--train-embeddings")
+    with pytest.raises(SystemExit):
+        lora("--resume-from", run / "lora_ckpt_epoch_1.safetensors", output=tmp_path / "again")
+    assert "add --train-embeddings" in capsys.readouterr().err
+
+
 def test_a_continued_run_equals_an_unbroken_one(lora, tmp_path):
     whole = lora(
         "--epochs", 3, "--dropout", 0.1, "--gradient-accumulation", 2, "--batch-size", 2, output=tmp_path / "whole"

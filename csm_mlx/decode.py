@@ -1,8 +1,8 @@
 """CSM's frame step: through the modules, or, while the weights are plain, with as few dispatches as possible.
 
 A frame is K + 1 passes through small stacks at batch 1, so the time goes into dispatching as much as into bytes. Here
-q, k and v are one product, gate and up another, and activations stay two-dimensional. Fused weights share their memory
-with the model's: `q_proj.weight` and its like become views of them.
+q, k and v are one product, on a GPU gate and up another, and activations stay two-dimensional. Fused weights share
+their memory with the model's: `q_proj.weight` and its like become views of them.
 
 On a GPU norms, rotary positions and attention are MLX's fused kernels. On the CPU, where those fall apart into 11, 29
 and 13 primitives, `CPUForms` does the same with 7, 4 and 6.
@@ -25,9 +25,10 @@ Weights = dict[str, Any]  # a tree of arrays, so that a compiled step can take i
 
 
 class Forms(Protocol):
-    """How to norm (rows, D), rotate and attend over heads (B, H, T, d) on a device."""
+    """How to norm (B T, D), rotate heads (B, H, T, d) and attend over them, back to (B T, H d), on a device."""
 
     def norm(self, x: mx.array, weight: mx.array) -> mx.array: ...
+    def gate_and_up(self, x: mx.array, layer: Weights) -> Sequence[mx.array]: ...
     def rotate(self, q_and_k: mx.array, position: Any) -> mx.array: ...
     def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array: ...
     def position(self, offset: Any, length: int) -> Any: ...
@@ -44,6 +45,9 @@ class GPUForms:
     def norm(self, x: mx.array, weight: mx.array) -> mx.array:
         return mx.fast.rms_norm(x, weight[0], self.config.norm_eps)
 
+    def gate_and_up(self, x: mx.array, layer: Weights) -> Sequence[mx.array]:
+        return mx.split(x @ layer["gate_up"], 2, axis=-1)
+
     def position(self, offset: Any, length: int) -> Any:
         return offset
 
@@ -56,7 +60,7 @@ class GPUForms:
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
         causal = "causal" if mask is None and q.shape[2] > 1 else mask
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=self.config.head_dim**-0.5, mask=causal)
+        return _rows(mx.fast.scaled_dot_product_attention(q, k, v, scale=self.config.head_dim**-0.5, mask=causal))
 
 
 class CPUForms:
@@ -71,6 +75,10 @@ class CPUForms:
 
     def norm(self, x: mx.array, weight: mx.array) -> mx.array:
         return x * mx.rsqrt(mx.addmm(self.eps, x.square(), self.mean)) * weight
+
+    def gate_and_up(self, x: mx.array, layer: Weights) -> Sequence[mx.array]:
+        """Two products: OpenBLAS is slower on the one, which is past what it calls a small matrix."""
+        return x @ layer["gate"], x @ layer["up"]
 
     def position(self, offset: Any, length: int) -> mx.array:
         """The rotations (1, heads, length, d / 2) of the positions from `offset` on."""
@@ -92,7 +100,8 @@ class CPUForms:
             scores = scores + mask
         elif T > 1:
             scores = scores + self._causal(H // k.shape[1], T, k.shape[2])
-        return (mx.softmax(scores, axis=-1) @ v).reshape(B, H, T, d)
+        y = mx.softmax(scores, axis=-1) @ v
+        return y.reshape(B, H * d) if T == 1 else _rows(y.reshape(B, H, T, d))
 
     def _causal(self, groups: int, T: int, L: int) -> mx.array:
         visible = mx.arange(L) <= mx.arange(L - T, L)[:, None]
@@ -164,7 +173,7 @@ class FusedPath:
         kind: Any = GPUForms if kernels else CPUForms
         self.backbone: Forms = kind(model.config.backbone, model.config.max_positions)
         self.decoder: Forms = kind(model.config.decoder, model.config.codebooks)
-        self.weights = fuse(model)
+        self.weights = fuse(model, kernels=kernels)
         self.source = [value for _, value in tree_flatten(model.parameters())]
 
     def is_current(self, model: CSM) -> bool:
@@ -216,7 +225,8 @@ class FusedPath:
             x = x @ weights["projection"]
             x = self._stack(weights["decoder"], self.config.decoder, self.decoder, x, length, position, None, remember)
             last = x.reshape(B, length, -1)[:, -1] if length > 1 else x
-            codes.append(pick(last @ weights["heads"][codebook - 1], codebook))
+            # All columns, then a slice: a product with part of the head's columns would first copy them.
+            codes.append(pick((last @ weights["heads"][codebook - 1])[:, : self.config.mimi.entries], codebook))
             if codebook < K - 1:
                 x = weights["audio"][codes[-1] + weights["row"][codebook]]
         return mx.stack(codes, axis=1)
@@ -229,12 +239,12 @@ class FusedPath:
         heads, kv_heads, d = config.heads, config.kv_heads, config.head_dim
         for index, layer in enumerate(weights["layers"]):
             qkv = _heads(forms.norm(x, layer["norm1"]) @ layer["qkv"], heads + 2 * kv_heads, T, d)
-            rotated = forms.rotate(qkv[:, : heads + kv_heads], position)
-            keys, values = remember(index, rotated[:, heads:], qkv[:, heads + kv_heads :])
-            y = forms.attend(rotated[:, :heads], keys, values, mask)
-            x = x + _rows(y, T) @ layer["out"]
-            gate, up = mx.split(forms.norm(x, layer["norm2"]) @ layer["gate_up"], 2, axis=-1)
-            x = x + (gate * mx.sigmoid(gate) * up) @ layer["down"]
+            q_and_k, v = mx.split(qkv, [heads + kv_heads], axis=1)
+            q, k = mx.split(forms.rotate(q_and_k, position), [heads], axis=1)
+            y = forms.attend(q, *remember(index, k, v), mask)
+            x = mx.addmm(x, y, layer["out"])
+            gate, up = forms.gate_and_up(forms.norm(x, layer["norm2"]), layer)
+            x = mx.addmm(x, gate * mx.sigmoid(gate) * up, layer["down"])
         return forms.norm(x, weights["norm"])
 
 
@@ -245,21 +255,21 @@ def _heads(x: mx.array, heads: int, T: int, d: int) -> mx.array:
     return x.reshape(-1, T, heads, d).swapaxes(1, 2)
 
 
-def _rows(x: mx.array, T: int) -> mx.array:
+def _rows(x: mx.array) -> mx.array:
     """(B, heads, T, d) -> (B T, heads d)."""
-    B, heads, _, d = x.shape
+    B, heads, T, d = x.shape
     return (x if T == 1 else x.swapaxes(1, 2)).reshape(B * T, heads * d)
 
 
-def fuse(model: CSM) -> Weights:
+def fuse(model: CSM, *, kernels: bool) -> Weights:
     """The weights for `FusedPath`, sharing memory with the model's. Layer by layer, so that little is held twice."""
     K, V, entries = model.config.codebooks, model.config.audio_vocab, model.config.mimi.entries
     weights = {
-        "backbone": _fuse_stack(model.backbone),
-        "decoder": _fuse_stack(model.decoder),
+        "backbone": _fuse_stack(model.backbone, kernels=kernels),
+        "decoder": _fuse_stack(model.decoder, kernels=kernels),
         "projection": model.projection.weight.T,
         "head0": model.codebook0_head.weight[:entries].T,
-        "heads": [model.audio_head[index, :, :entries] for index in range(K - 1)],
+        "heads": [model.audio_head[index] for index in range(K - 1)],
         "audio": model.audio_embeddings.weight,
         "rows": V * mx.arange(K),
         "row": [mx.array([V * index]) for index in range(K)],
@@ -268,14 +278,20 @@ def fuse(model: CSM) -> Weights:
     return weights
 
 
-def _fuse_stack(stack: Llama) -> Weights:
+def _gate_and_up(mlp: Any, *, together: bool) -> Weights:
+    if together:
+        return {"gate_up": _fuse([mlp.gate_proj, mlp.up_proj])}
+    return {"gate": mlp.gate_proj.weight.T, "up": mlp.up_proj.weight.T}
+
+
+def _fuse_stack(stack: Llama, *, kernels: bool) -> Weights:
     layers = []
     for layer in stack.layers:
         attention, mlp = layer.self_attn, layer.mlp
         fused = {
             "qkv": _fuse([attention.q_proj, attention.k_proj, attention.v_proj]),
             "out": attention.o_proj.weight.T,
-            "gate_up": _fuse([mlp.gate_proj, mlp.up_proj]),
+            **_gate_and_up(mlp, together=kernels),
             "down": mlp.down_proj.weight.T,
             "norm1": layer.input_layernorm.weight[None],
             "norm2": layer.post_attention_layernorm.weight[None],

@@ -5,9 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 CONSTRAINTS := -c constraints.txt
+comma := ,
 MLX := $(if $(filter Linux,$(shell uname -s)),[cpu],)
 ALL := $(if $(filter Linux,$(shell uname -s)),[$(if $(CUDA),cuda,cpu)$(comma)torch$(comma)test],[torch$(comma)test])
-comma := ,
 
 .PHONY: demo test test-slow test-cuda test-weights lint bench clean
 

@@ -38,8 +38,8 @@ class Options:
     dst: Annotated[Path, Positional, arg(metavar="DST")]
     """A .safetensors file, or a directory, which also gets the configuration and what lies beside the weights."""
     to: Annotated[str, arg(metavar="NAME")]
-    """torchtune, transformers or csm-mlx (CSM); mimi, kyutai-mimi or mlx-mimi (Mimi); for an adapter peft (a directory)
-    or csm-mlx-lora (a file)."""
+    """torchtune, transformers or csm-mlx (CSM); mimi, kyutai-mimi or mlx-mimi (Mimi); snac, snac-legacy or mlx-snac
+    (SNAC); for an adapter peft (a directory) or csm-mlx-lora (a file)."""
     overwrite: bool = False
     """Replace DST where it exists."""
 

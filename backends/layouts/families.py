@@ -11,7 +11,7 @@ import numpy as np
 
 from backends.layouts.rules import AnyRule
 
-FAMILIES = ("csm", "mimi")
+FAMILIES = ("csm", "mimi", "snac")
 
 Settings = dict[str, Any]  # a model's configuration as our own config.json has it
 

@@ -1,0 +1,132 @@
+"""Audio files read, resampled and written in blocks, so that memory does not grow with their length."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backends.atomic import write_atomically
+from backends.data.audio import FORMATS
+from backends.errors import InputError
+
+BLOCK_S = 1.0
+
+
+@dataclass(frozen=True)
+class AudioFile:
+    """A file that can be read as audio, and what its header says."""
+
+    path: Path
+    rate_hz: int
+    channels: int
+    samples: int  # per channel
+
+    @property
+    def duration_s(self) -> float:
+        return self.samples / self.rate_hz
+
+    def changes(self, to_hz: int) -> str:
+        """What `blocks` does to the sound, for people to read; empty if nothing."""
+        said = [f"{self.rate_hz} Hz resampled to {to_hz} Hz"] if self.rate_hz != to_hz else []
+        return ", ".join([*said, *([f"{self.channels} channels averaged"] if self.channels > 1 else [])])
+
+    def blocks(self, to_hz: int, block_s: float = BLOCK_S) -> Iterator[np.ndarray]:
+        """The audio as float32 (samples,), channels averaged, resampled to `to_hz`: what `audio.read` gives, in pieces.
+
+        Raises InputError where the file cannot be read to its end, or holds NaN or infinity.
+        """
+        resampler = _resampler(self.rate_hz, to_hz)
+        read = 0
+        for block, last in _with_last(self._decoded(max(1, round(block_s * self.rate_hz)))):
+            if not np.isfinite(block).all():
+                raise InputError(
+                    f"{self.path}: holds NaN or infinite samples after {read / self.rate_hz:.1f} s; export it again"
+                )
+            read += len(block)
+            mono = block.mean(axis=1)
+            yield mono if resampler is None else resampler.resample_chunk(mono, last=last)
+        if read == 0:
+            raise InputError(f"{self.path}: holds no audio samples")
+
+    def _decoded(self, samples: int) -> Iterator[np.ndarray]:
+        import soundfile
+
+        try:
+            with soundfile.SoundFile(str(self.path)) as file:
+                while (block := file.read(samples, dtype="float32", always_2d=True)).size:
+                    yield block
+        except (RuntimeError, OSError) as error:
+            raise _unreadable(self.path, error) from error
+
+
+def open_audio(path: Path | str) -> AudioFile:
+    """Read a file's header. Raises InputError if it is missing, empty or not audio."""
+    import soundfile
+
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(f"{path}: no such audio file")
+    try:
+        info = soundfile.info(str(path))
+    except (RuntimeError, OSError) as error:
+        raise _unreadable(path, error) from error
+    if info.frames == 0:
+        raise InputError(f"{path}: holds no audio samples")
+    return AudioFile(path, int(info.samplerate), int(info.channels), int(info.frames))
+
+
+def write_stream(path: Path | str, blocks: Iterable[np.ndarray], rate_hz: int) -> Path:
+    """Write mono blocks (samples,), limited to [-1, 1], as they come; whole or not at all. Returns `path`.
+
+    The suffix names the format: 16-bit PCM in .wav and .flac, .ogg and .mp3 in their usual quality.
+    """
+    path = checked_target(path)
+    return write_atomically(path, lambda staging: _save(staging, path, blocks, rate_hz))
+
+
+def checked_target(path: Path | str) -> Path:
+    """`path` if its name is that of audio we can write. Raises InputError."""
+    path = Path(path).expanduser()
+    if path.suffix.lower() not in FORMATS:
+        raise InputError(f"{path}: expected a name that ends in {', '.join(FORMATS)}")
+    return path
+
+
+def _save(staging: Path, path: Path, blocks: Iterable[np.ndarray], rate_hz: int) -> None:
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(str(staging), "w", rate_hz, 1) as file:
+            for block in blocks:
+                file.write(np.clip(block, -1.0, 1.0))
+    except soundfile.LibsndfileError as error:
+        staging.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written ({_first_line(error)})") from error
+    except BaseException:
+        staging.unlink(missing_ok=True)
+        raise
+
+
+def _resampler(from_hz: int, to_hz: int) -> Any:
+    import soxr
+
+    return None if from_hz == to_hz else soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32", quality="HQ")
+
+
+def _with_last(blocks: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
+    """Each block, and whether it is the last."""
+    waiting = next(blocks, None)
+    while waiting is not None:
+        following = next(blocks, None)
+        yield waiting, following is None
+        waiting = following
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: not readable as audio ({_first_line(error)}); expected WAV, FLAC, OGG or MP3")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,61 @@
+"""SNAC from files and to them: every layout, and the names that training gives its checkpoints. Framework-free."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from backends import get
+from backends.atomic import write_text
+from backends.errors import InputError
+from backends.layouts import snac as layouts
+from backends.layouts.checkpoint import Checkpoint, find, open_checkpoint
+from backends.layouts.files import PICKLED, write
+from snac_port.codec import Codec
+from snac_port.config import SNACConfig
+
+OPTION = "--checkpoint"
+
+
+def from_pretrained(source: str | Path, backend: str = "auto", device: str | None = None) -> Codec:
+    """A SNAC on `backend` (mlx, torch or auto) from a directory, weights file or Hub id, or "tiny".
+
+    "tiny" is made on the spot, with random weights. A best_model.pt or checkpoint_epochN.pt that is not there means the
+    .safetensors or the directory of that name. `device` is for PyTorch. Raises InputError that names the file.
+    """
+    chosen = get(backend, device)
+    if chosen.name == "mlx":
+        from snac_port.model import SNAC
+
+        return SNAC.from_pretrained(source)
+    from snac_port import torch_model
+
+    return torch_model.SNAC.from_pretrained(source, device=chosen.device)  # type: ignore[attr-defined]
+
+
+def checkpoint(source: str | Path) -> Checkpoint:
+    """The tensors of a checkpoint, checked against its configuration."""
+    if str(source) == "tiny":
+        from snac_port.tiny import checkpoint as tiny
+
+        return tiny()
+    return open_checkpoint(find(_existing(source), layouts.FAMILY, OPTION), layouts.FAMILY)
+
+
+def save(path: Path, tensors: Mapping[str, np.ndarray], config: SNACConfig) -> Path:
+    """Write tensors of our layout to `path` (.safetensors) and config.json beside it; returns `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path.parent / "config.json", json.dumps(config.settings(), indent=1))
+    return write(path, tensors, {"format": "mlx"})
+
+
+def _existing(source: str | Path) -> str | Path:
+    """The .safetensors or directory that stands for a .pt that is not there."""
+    path = Path(source).expanduser()
+    if path.suffix not in PICKLED or path.exists():
+        return source
+    for stand_in in (path.with_suffix(".safetensors"), path.with_suffix("")):
+        if stand_in.exists():
+            return stand_in
+    raise InputError(f"{OPTION} {source}: no such file, and no {path.stem}.safetensors or directory {path.stem} either")

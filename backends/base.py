@@ -107,6 +107,35 @@ class TrainStep(Protocol):
     def load_state(self, arrays: Arrays) -> None: ...
 
 
+@dataclass(frozen=True)
+class Section:
+    """A part of the report: a title and HTML."""
+
+    title: str
+    html: str
+
+
+def _nothing(*_arguments: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What only some families add to the loop."""
+
+    after_step: Callable[[Any, int], None] = _nothing
+    """(model, step done): update buffers that learn, such as EMA codebooks."""
+    buffers: Callable[[Any], Arrays] = lambda _model: {}
+    """Arrays besides the trainable ones that a checkpoint must hold."""
+    load_buffers: Callable[[Any, Arrays], None] = _nothing
+    judged: Callable[[int, float], float] = lambda _epoch, value: value
+    """(epoch, validation loss) -> the number of which the smallest is the best."""
+    sections: Callable[[Any], Sequence[Section]] = lambda _model: ()
+    """Parts that the family adds to the report."""
+    make_step: Callable[[], "TrainStep"] | None = None
+    """A training step other than the ordinary one."""
+
+
 class Task(Protocol):
     """What a model family adds to training; everything else is `backends.training.loop`.
 
@@ -114,7 +143,12 @@ class Task(Protocol):
     """
 
     @property
-    def term_names(self) -> tuple[str, ...]: ...
+    def coefficients(self) -> Mapping[str, float]:
+        """What each term's mean counts for in the loss; its names are the terms', in the order of the log."""
+        ...
+
+    @property
+    def hooks(self) -> "Hooks": ...
 
     def updates(self, epoch: int) -> int:
         """Optimizer updates in `epoch` (counted from 1)."""
@@ -128,16 +162,16 @@ class Task(Protocol):
         """The loss as native sums, one per term."""
         ...
 
-    def weights(self, micro_batches: Sequence[Batch], world: World) -> dict[str, float]:
-        """What each term's sum is multiplied by: its coefficient over its count in all micro-batches of all ranks."""
+    def counts(self, micro_batches: Sequence[Batch]) -> dict[str, float]:
+        """How many values each term's sum is over, by the batches' NumPy masks and shapes."""
         ...
 
     def seconds(self, micro_batches: Sequence[Batch]) -> float:
         """Seconds of audio in the micro-batches."""
         ...
 
-    def validation(self) -> list[Batch]:
-        """The validation batches, always the same ones; empty where there is no validation set."""
+    def validation(self, epoch: int) -> Iterable[Batch]:
+        """The validation batches of an epoch's stage, always the same ones; none where there is no validation set."""
         ...
 
     def sample(self, model: Any, step: int) -> list[Sample]: ...

@@ -18,6 +18,7 @@ import numpy as np
 
 from backends import blas, cli, get
 from backends.base import OptimSpec
+from backends.training.evaluation import term_weights
 from csm_mlx import CSM, csm_1b
 from csm_mlx.finetune.lora import apply_lora_to_model
 from csm_mlx.task import CSMTask, Example, Plan
@@ -71,11 +72,12 @@ def measure(fraction: float, options: Options) -> dict[str, float]:
     task = CSMTask([_example(config.codebooks, index) for index in range(options.clips)], plan, backend.world)
     step = backend.train_step(model, task.terms, OptimSpec("adamw", weight_decay=1e-4, max_norm=1.0))
     update = next(task.batches(1, 0))
-    step(update, task.weights(update, backend.world), 1e-4)
+    weights = term_weights(task, task.counts(update), backend.world)
+    step(update, weights, 1e-4)
     backend.reset_peak_memory()
     started = time.perf_counter()
     for _ in range(options.steps):
-        step(update, task.weights(update, backend.world), 1e-4)
+        step(update, weights, 1e-4)
     elapsed = time.perf_counter() - started
     return {"clips_per_s": options.steps * options.clips / elapsed, "peak_bytes": backend.memory().peak}
 

@@ -21,7 +21,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from backends.base import Batch, Sample, World
+from backends.base import Batch, Hooks, Sample, World
 from backends.data.batching import epoch_batches, in_order, pad_length, pad_stack
 from backends.seeds import rng
 from csm_mlx.model import CSM
@@ -72,7 +72,11 @@ class CSMTask:
     sampler: Callable[[CSM, int], list[Sample]] = no_samples
     exporter: Callable[[CSM, Path, str], Path | None] = no_export
 
-    term_names = ("codebook0", "depth")
+    hooks = Hooks()
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        return {"codebook0": self.plan.first_codebook_weight, "depth": 1.0}
 
     def updates(self, epoch: int) -> int:
         return math.ceil(len(self._cuts(epoch)) / self._per_update)
@@ -89,16 +93,15 @@ class CSMTask:
     def terms(self, model: CSM, batch: Mapping[str, mx.array]) -> dict[str, mx.array]:
         return terms(model, batch)
 
-    def weights(self, micro_batches: Sequence[Batch], world: World) -> dict[str, float]:
+    def counts(self, micro_batches: Sequence[Batch]) -> dict[str, float]:
         frames = float(sum(batch["targets"].sum() for batch in micro_batches))
         depth = float(sum(batch["depth_mask"].sum() * (batch["rows"].shape[2] - 2) for batch in micro_batches))
-        frames, depth = world.sum([frames, depth])
-        return {"codebook0": self.plan.first_codebook_weight / max(frames, 1), "depth": 1 / max(depth, 1)}
+        return {"codebook0": frames, "depth": depth}
 
     def seconds(self, micro_batches: Sequence[Batch]) -> float:
         return self.plan.frame_s * float(sum(batch["is_audio"].sum() for batch in micro_batches))
 
-    def validation(self) -> list[Batch]:
+    def validation(self, epoch: int) -> list[Batch]:
         cuts = in_order([len(example) for example in self.held_out], self.plan.batch_size)
         groups = [[self.held_out[index] for index in cut] for cut in cuts]
         return [collate(group, [np.flatnonzero(example.targets) for example in group]) for group in groups]

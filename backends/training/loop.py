@@ -4,7 +4,6 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ from typing import Any
 from tqdm import tqdm
 
 from backends.atomic import write_text
-from backends.base import Backend, Batch, Metrics, Task
+from backends.base import Backend, Batch, Metrics, Task, TrainStep
 from backends.data.prefetch import prefetch
 from backends.errors import InputError
 from backends.training import samples, state
 from backends.training.checkpoints import Checkpoints, damage, step_of
+from backends.training.evaluation import term_weights, validate
 from backends.training.log import MetricsLog, Window
 from backends.training.options import TrainOptions
 from backends.training.report import write_report
@@ -66,8 +66,7 @@ class _Run:
         self.directory = options.output_dir
         self.config = {**json.loads(json.dumps(asdict(options), default=str)), "identity": identity}
         self.checkpoints = Checkpoints(self.directory / "checkpoints", options.keep_last)
-        compiled = options.compile == "on" or (options.compile == "auto" and backend.has_gpu)
-        self.step = backend.train_step(model, task.terms, options.optim(), seed=options.seed, compile=compiled)
+        self.step = task.hooks.make_step() if task.hooks.make_step else self._plain_step()
         self.evaluate = backend.eval_step(model, task.terms)
         self.state = self._restored()
         self.window = Window(self.state.window, self.state.window_steps)
@@ -75,6 +74,11 @@ class _Run:
         self.last_save = self.last_log = time.monotonic()
         self.seconds = 0.0  # of audio since the last row of the log
         self.exported: Path | None = None
+
+    def _plain_step(self) -> TrainStep:
+        compiled = self.options.compile == "on" or (self.options.compile == "auto" and self.backend.has_gpu)
+        optim, seed = self.options.optim(), self.options.seed
+        return self.backend.train_step(self.model, self.task.terms, optim, seed=seed, compile=compiled)
 
     def to_the_end(self) -> Result:
         self._start()
@@ -103,17 +107,18 @@ class _Run:
     def _start(self) -> None:
         self.log = None
         if self.chief:
-            self.log = MetricsLog(self.directory / "metrics.csv", self.task.term_names, self.state.rows)
+            self.log = MetricsLog(self.directory / "metrics.csv", tuple(self.task.coefficients), self.state.rows)
             write_text(self.directory / "config.json", json.dumps(self.config, indent=1))
         if self.state.step == 0:
             self._sample()
         self.backend.reset_peak_memory()
 
     def _update(self, micro_batches: list[Batch]) -> None:
-        weights = self.task.weights(micro_batches, self.backend.world)
+        weights = term_weights(self.task, self.task.counts(micro_batches), self.backend.world)
         metrics = self.step(micro_batches, weights, self._rate(self.state.step))
         self._finite(metrics)
         self.state = replace(self.state, step=self.state.step + 1, position=self.state.position + 1)
+        self.task.hooks.after_step(self.model, self.state.step)
         self.seconds += self.task.seconds(micro_batches)
         self.window.add(metrics)
         self.bar.update()
@@ -127,6 +132,7 @@ class _Run:
             total=self.total,
             warmup=self.options.warmup_steps,
             schedule=self.options.schedule,
+            floor=self.options.lr_min_ratio,
         )
 
     def _log(self) -> None:
@@ -157,11 +163,10 @@ class _Run:
 
     def _evaluate(self) -> None:
         started = time.monotonic()
-        batches = self.task.validation()
-        if batches:
-            value = validate(self.evaluate, self.task, batches, self.backend)
+        value = validate(self.evaluate, self.task, self.state.epoch, self.backend.world)
+        if value is not None:
             self._row({"val_loss": value})
-            self._judge(value)
+            self._judge(self.task.hooks.judged(self.state.epoch, value))
         self._sample()
         self._report()
         self.last_log += time.monotonic() - started  # the log's speed is that of training
@@ -180,7 +185,7 @@ class _Run:
             self.log.sync()
             window = dict(self.window.sums)
             self.state = replace(self.state, rows=self.log.rows, window=window, window_steps=self.window.steps)
-            state.save(self.checkpoints, self.backend, self.model, self.step, self.state, self.config)
+            state.save(self.checkpoints, self.backend, self.model, self.task.hooks, self.step, self.state, self.config)
         self.last_save = time.monotonic()
         self.backend.world.barrier()
 
@@ -193,7 +198,7 @@ class _Run:
 
     def _report(self) -> None:
         if self.chief:
-            write_report(self.directory, self.title)
+            write_report(self.directory, self.title, self.task.hooks.sections(self.model))
 
     def _restored(self) -> RunState:
         if not self.options.resume and self.chief:
@@ -203,7 +208,7 @@ class _Run:
         newest = self.checkpoints.newest(report) or self._given_checkpoint()
         restored = RunState()
         if newest is not None:
-            restored = state.restore(newest, self.backend, self.model, self.step, self.config, report)
+            restored = state.restore(newest, self.backend, self.model, self.task.hooks, self.step, self.config, report)
         self._same_start(restored)
         if restored.stopped and (not self.options.patience or restored.stale < self.options.patience):
             return replace(restored, stopped="")
@@ -270,14 +275,3 @@ class _Run:
             report=self.directory / "report.html",
             exported=self.exported,
         )
-
-
-def validate(evaluate: Callable[[Batch], Metrics], task: Task, batches: list[Batch], backend: Backend) -> float:
-    """The validation loss: each term's sum over all batches times its weight for all batches."""
-    share = batches[backend.world.rank :: backend.world.size]
-    weights = task.weights(share, backend.world)
-    totals = dict.fromkeys(weights, 0.0)
-    for batch in share:
-        for name, value in evaluate(batch).items():
-            totals[name] += value
-    return sum(backend.world.sum([weights[name] * total for name, total in totals.items()]))

@@ -34,7 +34,9 @@ class TrainOptions:
     warmup_steps: int = 0
     """Optimizer steps over which the learning rate rises."""
     schedule: Schedule = "constant"
-    """The learning rate after warm-up; linear and cosine fall to zero at the last step."""
+    """The learning rate after warm-up; linear and cosine fall until the last step."""
+    lr_min_ratio: float = 0.0
+    """The share of the peak that linear and cosine fall to."""
     save_every: int = 100
     """Save a checkpoint every so many optimizer steps; 0 turns it off."""
     save_minutes: float = 10.0

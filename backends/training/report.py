@@ -4,11 +4,14 @@ import base64
 import html
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from backends.atomic import write_text
+from backends.base import Section
 from backends.data import audio
 from backends.training import log, samples
 
@@ -22,14 +25,15 @@ img{max-width:100%}table{border-collapse:collapse}td,th{padding:.15rem .8rem .15
 """
 
 
-def write_report(run: Path, title: str) -> Path:
-    """Write `run`/report.html from the run's metrics.csv, config.json and samples/; returns its path."""
+def write_report(run: Path, title: str, more: Sequence[Section] = ()) -> Path:
+    """Write `run`/report.html from the run's metrics.csv, config.json, samples/ and `more`; returns its path."""
     rows = log.read(run / "metrics.csv")
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     sections = [
         f"<h1>{html.escape(title)}</h1>",
         _summary(rows),
         _section("Loss", _curves(rows)),
+        *(_section(html.escape(section.title), section.html) for section in more),
         _section("Samples", _samples(run)),
         _section("Settings", _settings(config)),
     ]
@@ -57,8 +61,8 @@ def _curves(rows: list[dict[str, float]]) -> str:
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in skip]
     if not names:
         return ""
-    figure = _figure(9, 3.2)
-    axes = figure.add_subplot()
+    drawing = figure(9, 3.2)
+    axes = drawing.add_subplot()
     for name in names:
         points = [(row["step"], row[name]) for row in rows if name in row]
         axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "", label=name.replace("_", " "))
@@ -66,7 +70,7 @@ def _curves(rows: list[dict[str, float]]) -> str:
     axes.set_ylabel("loss")
     axes.grid(alpha=0.3)
     axes.legend()
-    return _image(figure, "Loss by step")
+    return image(drawing, "Loss by step")
 
 
 def _samples(run: Path) -> str:
@@ -98,13 +102,13 @@ def _sample(run: Path, entry: samples.Kept, *, draw: bool) -> str:
 
 def _spectrogram(path: Path, rate_hz: int = 16000) -> str:
     signal = audio.read(path, rate_hz)
-    figure = _figure(5, 2.2)
-    axes = figure.add_subplot()
+    drawing = figure(5, 2.2)
+    axes = drawing.add_subplot()
     padded = np.pad(signal, (0, max(0, 1024 - signal.size)))
     axes.specgram(padded + 1e-7, NFFT=512, Fs=rate_hz, noverlap=384, vmin=-140, vmax=-30, cmap="magma")
     axes.set_xlabel("seconds")
     axes.set_ylabel("Hz")
-    return _image(figure, f"Spectrogram of {path.name}")
+    return image(drawing, f"Spectrogram of {path.name}")
 
 
 def _settings(config: dict) -> str:
@@ -115,14 +119,16 @@ def _settings(config: dict) -> str:
     return f"<table>{rows}</table>"
 
 
-def _figure(width: float, height: float):  # noqa: ANN202 (matplotlib is imported when needed)
+def figure(width: float, height: float) -> Any:
+    """A matplotlib figure of so many inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", dpi=110)
 
 
-def _image(figure, alternative: str) -> str:  # noqa: ANN001
+def image(drawing: Any, alternative: str) -> str:
+    """The figure as an HTML image that holds its own data; `alternative` is the text in its place."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    drawing.savefig(buffer, format="png")
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{data}">'

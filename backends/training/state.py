@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.adapters.files import load_trained
-from backends.base import Backend, Metrics, TrainStep
+from backends.base import Backend, Hooks, Metrics, TrainStep
 from backends.errors import InputError
 from backends.training.checkpoints import Checkpoints
 from backends.training.options import MAY_CHANGE
@@ -30,13 +30,21 @@ class RunState:
 
 
 def save(
-    checkpoints: Checkpoints, backend: Backend, model: Any, step: TrainStep, state: RunState, config: dict
+    checkpoints: Checkpoints,
+    backend: Backend,
+    model: Any,
+    hooks: Hooks,
+    step: TrainStep,
+    state: RunState,
+    config: dict,
 ) -> Path:
     """Commit a checkpoint of everything that continues the run."""
 
     def write(directory: Path) -> None:
         backend.write(directory / "weights.safetensors", backend.trainable(model), {})
         backend.write(directory / "optimizer.safetensors", step.state(), {})
+        if buffers := hooks.buffers(model):
+            backend.write(directory / "buffers.safetensors", buffers, {})
         payload = {"state": asdict(state), "config": config, "backend": backend.name}
         (directory / "trainer.json").write_text(json.dumps(payload, indent=1), encoding="utf-8")
 
@@ -44,7 +52,13 @@ def save(
 
 
 def restore(
-    path: Path, backend: Backend, model: Any, step: TrainStep, config: dict, report: Callable[[str], None] = print
+    path: Path,
+    backend: Backend,
+    model: Any,
+    hooks: Hooks,
+    step: TrainStep,
+    config: dict,
+    report: Callable[[str], None] = print,
 ) -> RunState:
     """Load a verified checkpoint into the model and the step. Raises InputError where the run's options differ."""
     payload = json.loads((path / "trainer.json").read_text(encoding="utf-8"))
@@ -53,6 +67,8 @@ def restore(
     moments, _ = backend.read(path / "optimizer.safetensors")
     load_trained(backend, model, weights, str(path))
     step.load_state(moments)
+    if (path / "buffers.safetensors").exists():
+        hooks.load_buffers(model, backend.read(path / "buffers.safetensors")[0])
     state = RunState(**payload["state"])
     report(f"resuming from {path}: step {state.step}, epoch {state.epoch}")
     return state

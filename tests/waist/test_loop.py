@@ -15,6 +15,7 @@ from backends.base import LoRASpec
 from backends.errors import InputError
 from backends.training import loop
 from backends.training.checkpoints import Checkpoints, damage, seal
+from backends.training.evaluation import validate
 from backends.training.log import read
 from backends.training.options import TrainOptions
 from backends.training.report import write_report
@@ -26,7 +27,7 @@ SPEC = LoRASpec(rank=4, alpha=6.0, dropout=0.1)
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """The report has its own test; drawing it at each evaluation takes longer than all the rest."""
-    monkeypatch.setattr(loop, "write_report", lambda run, title: run / "report.html")
+    monkeypatch.setattr(loop, "write_report", lambda run, _title, _more=(): run / "report.html")
 
 
 def options(directory, **changes):
@@ -124,10 +125,11 @@ def test_validation_loss_is_exact_over_unequal_batches(side):
     """Equal to one batch of all validation clips."""
     task = ToyTask(side)
     evaluate = side.backend.eval_step(side.net(), task.terms)
-    batches, whole = task.validation(), [collate(examples(task.held_out, seed=5))]
-    assert len({batch["ids"].shape for batch in batches}) > 1
-    value = loop.validate(evaluate, task, batches, side.backend)
-    assert value == pytest.approx(loop.validate(evaluate, task, whole, side.backend), rel=1e-6)
+    assert len({batch["ids"].shape for batch in task.validation(1)}) > 1
+    value = validate(evaluate, task, 1, side.backend.world)
+    whole = [collate(examples(task.held_out, seed=5))]
+    task.validation = lambda _epoch: whole
+    assert value == pytest.approx(validate(evaluate, task, 1, side.backend.world), rel=1e-6)
 
 
 def test_without_validation_there_is_no_best(side, tmp_path):

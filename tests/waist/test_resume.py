@@ -22,7 +22,7 @@ EXACT = ("step", "epoch", "loss", "val_loss", "learning_rate", "grad_norm", "nex
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    monkeypatch.setattr(loop, "write_report", lambda directory, title: directory / "report.html")
+    monkeypatch.setattr(loop, "write_report", lambda directory, _title, _more=(): directory / "report.html")
 
 
 def start(side, directory, *flags):

@@ -50,7 +50,7 @@ def test_two_ranks_equal_one_process_with_twice_the_batches(side, tmp_path, monk
     first, second = (dict(np.load(file)) for file in files)
     assert {name: value.tobytes() for name, value in first.items()} == {n: v.tobytes() for n, v in second.items()}
 
-    monkeypatch.setattr(loop, "write_report", lambda run, title: run / "report.html")
+    monkeypatch.setattr(loop, "write_report", lambda run, _title, _more=(): run / "report.html")
     alone = side.trained(rank.train(side, tmp_path / "alone", epochs=2, accumulation=2))
     for name, value in alone.items():
         np.testing.assert_allclose(first[name], value, rtol=0, atol=1e-5, err_msg=name)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import backends
-from backends.base import LoRASpec, Sample
+from backends.base import Hooks, LoRASpec, Sample
 from backends.data.batching import epoch_batches, in_order, pad_length, pad_stack
 from backends.seeds import rng
 
@@ -96,10 +96,19 @@ def collate(sequences, length=None):
     }
 
 
+COEFFICIENTS = {"next": 1.0, "size": 0.1}
+
+
+def counts(micro_batches):
+    return {
+        term: float(sum(batch[name].sum() for batch in micro_batches))
+        for term, name in (("next", "mask"), ("size", "sized"))
+    }
+
+
 def weights(micro_batches, world):
-    counts = [float(sum(batch[name].sum() for batch in micro_batches)) for name in ("mask", "sized")]
-    next_count, sized_count = world.sum(counts)
-    return {"next": 1.0 / max(next_count, 1), "size": 0.1 / max(sized_count, 1)}
+    summed = world.sum(list(counts(micro_batches).values()))
+    return {name: value / max(count, 1) for (name, value), count in zip(COEFFICIENTS.items(), summed, strict=True)}
 
 
 @dataclass
@@ -115,7 +124,8 @@ class ToyTask:
     poison_step: int | None = None  # its batch makes the loss NaN
     sound: bool = False
 
-    term_names = ("next", "size")
+    coefficients = COEFFICIENTS
+    hooks = Hooks()
 
     @cached_property
     def data(self):
@@ -143,13 +153,13 @@ class ToyTask:
     def terms(self, model, batch):
         return self.side.module.terms(model, batch)
 
-    def weights(self, micro_batches, world):
-        return weights(micro_batches, world)
+    def counts(self, micro_batches):
+        return counts(micro_batches)
 
     def seconds(self, micro_batches):
         return float(sum(batch["mask"].sum() for batch in micro_batches))
 
-    def validation(self):
+    def validation(self, _epoch):
         rows = examples(self.held_out, seed=5)
         return [collate([rows[i] for i in cut]) for cut in in_order([len(row) for row in rows], 3)]
 

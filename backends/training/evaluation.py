@@ -1,0 +1,28 @@
+"""Weights of a loss's terms, and the validation loss."""
+
+from collections.abc import Callable, Mapping
+from itertools import islice
+
+from backends.base import Batch, Metrics, Task, World
+
+
+def term_weights(task: Task, counts: Mapping[str, float], world: World) -> dict[str, float]:
+    """What each term's sum is multiplied by: its coefficient over its count on all ranks."""
+    totals = dict(zip(counts, world.sum(list(counts.values())), strict=True))
+    return {name: coefficient / max(totals[name], 1.0) for name, coefficient in task.coefficients.items()}
+
+
+def validate(evaluate: Callable[[Batch], Metrics], task: Task, epoch: int, world: World) -> float | None:
+    """The validation loss of an epoch's stage, each rank taking its share; None where there are no batches."""
+    sums, counts = dict.fromkeys(task.coefficients, 0.0), dict.fromkeys(task.coefficients, 0.0)
+    seen = 0
+    for batch in islice(task.validation(epoch), world.rank, None, world.size):
+        seen += 1
+        for name, value in evaluate(batch).items():
+            sums[name] += value
+        for name, value in task.counts([batch]).items():
+            counts[name] += value
+    if not world.sum([float(seen)])[0]:
+        return None
+    weights = term_weights(task, counts, world)
+    return sum(world.sum([weights[name] * value for name, value in sums.items()]))

@@ -13,7 +13,13 @@ def term_weights(task: Task, counts: Mapping[str, float], world: World) -> dict[
 
 
 def validate(evaluate: Callable[[Batch], Metrics], task: Task, epoch: int, world: World) -> float | None:
-    """The validation loss of an epoch's stage, each rank taking its share; None where there are no batches."""
+    """The validation loss of an epoch's stage; None where there are no batches."""
+    terms = validate_terms(evaluate, task, epoch, world)
+    return None if terms is None else sum(terms.values())
+
+
+def validate_terms(evaluate: Callable[[Batch], Metrics], task: Task, epoch: int, world: World) -> Metrics | None:
+    """The validation loss of an epoch's stage by term, weighted; each rank takes its share of the batches."""
     sums, counts = dict.fromkeys(task.coefficients, 0.0), dict.fromkeys(task.coefficients, 0.0)
     seen = 0
     for batch in islice(task.validation(epoch), world.rank, None, world.size):
@@ -25,4 +31,4 @@ def validate(evaluate: Callable[[Batch], Metrics], task: Task, epoch: int, world
     if not world.sum([float(seen)])[0]:
         return None
     weights = term_weights(task, counts, world)
-    return sum(world.sum([weights[name] * value for name, value in sums.items()]))
+    return dict(zip(sums, world.sum([weights[name] * value for name, value in sums.items()]), strict=True))

@@ -45,26 +45,29 @@ def train(
     *,
     title: str,
     identity: dict[str, str] | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> Result:
     """Train `model` on `task`, or continue the run that `options.output_dir` holds.
 
-    `identity` names what else must be the same to continue a run, such as {"dataset": its hash}.
+    `identity` names what else must be the same to continue a run, such as {"dataset": its hash}. `settings` are the
+    command's options where they are others than `options`: they stand in config.json and are compared on continuing.
 
     Writes config.json, metrics.csv, samples/, checkpoints/step_N/, report.html and the task's exports. After kill -9 at
     any moment the same call continues from the newest checkpoint that verifies and ends bit-identical on one backend.
     Raises InputError where the loss stops being finite or the options differ from the run being continued.
     """
-    return _Run(backend, model, task, options, title, identity or {}).to_the_end()
+    config = {**json.loads(json.dumps(settings or asdict(options), default=str)), "identity": identity or {}}
+    return _Run(backend, model, task, options, title, config).to_the_end()
 
 
 class _Run:
     def __init__(
-        self, backend: Backend, model: Any, task: Task, options: TrainOptions, title: str, identity: dict[str, str]
+        self, backend: Backend, model: Any, task: Task, options: TrainOptions, title: str, config: dict[str, Any]
     ):
         self.backend, self.model, self.task, self.options, self.title = backend, model, task, options, title
         self.chief = backend.world.rank == 0
         self.directory = options.output_dir
-        self.config = {**json.loads(json.dumps(asdict(options), default=str)), "identity": identity}
+        self.config = config
         self.checkpoints = Checkpoints(self.directory / "checkpoints", options.keep_last)
         self.step = task.hooks.make_step() if task.hooks.make_step else self._plain_step()
         self.evaluate = backend.eval_step(model, task.terms)
@@ -84,6 +87,7 @@ class _Run:
         self._start()
         with interruptible() as interrupted, self._progress() as self.bar:
             while self.state.epoch <= self.options.epochs and not self.state.stopped:
+                updates = self.task.updates(self.state.epoch)
                 for micro_batches in prefetch(self.task.batches(self.state.epoch, self.state.position)):
                     self._update(micro_batches)
                     if self._due(self.options.eval_every):
@@ -91,7 +95,7 @@ class _Run:
                     if self._due(self.options.save_every):
                         self.exported = self._export(f"step_{self.state.step}")
                     late, signum = self._agree(self._overdue(), interrupted())
-                    epoch_done = self.state.position == self.task.updates(self.state.epoch)
+                    epoch_done = self.state.position == updates
                     if signum or not epoch_done and (late or self._due(self.options.save_every)):
                         self._save()
                     if signum:

@@ -76,9 +76,9 @@ def restore(
 
 def _same_run(path: Path, saved: dict, asked: dict) -> None:
     may_change = set(MAY_CHANGE)
-    if asked["schedule"] != "constant":
+    if asked.get("schedule") != "constant":
         may_change.discard("epochs")  # the schedule's end moves with it
-    if asked["resume_from"] == str(path):
+    if asked.get("resume_from") == str(path):
         may_change.add("resume_from")  # the other run did not start from itself
     for name in sorted(set(saved["identity"]) | set(asked["identity"])):
         if saved["identity"].get(name) != asked["identity"].get(name):

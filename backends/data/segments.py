@@ -1,0 +1,128 @@
+"""Segments of equal length from a folder of recordings: seeded, silence-aware crops, read by worker threads.
+
+Lengths are counted in units, the codec's coarsest frames, so that a segment's codes are a slice of its files' codes. A
+file is padded with silence to whole units. One shorter than the segment is followed by others, so nothing in a segment
+is padding but the ends of files.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from backends.data import audio
+from backends.errors import InputError
+from backends.seeds import rng
+
+SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+QUIET = 10 ** (-50 / 20)  # a crop whose RMS is below this is drawn again
+TRIES = 4
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A file and how many units it has."""
+
+    path: Path
+    units: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a segment: `units` of a file from `start`, or from a place yet to be drawn (None)."""
+
+    file: int
+    start: int | None
+    units: int
+
+
+Segment = tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The recordings of a folder at one rate; `unit_samples` is the length of a unit."""
+
+    recordings: Sequence[Recording]
+    rate_hz: int
+    unit_samples: int
+
+    def plan(self, length: int, *, seed: int, epoch: int) -> list[Segment]:
+        """The segments of `length` units of an epoch: every file is visited once, in a seeded order.
+
+        A file long enough gives one segment; shorter ones are joined until a segment is full, and what is left of the
+        last is left out, as is an unfilled segment at the end (unless it is the only one: then files repeat).
+        """
+        order = rng(seed, epoch).permutation(len(self.recordings)).tolist()
+        planned, pieces, missing = [], [], length
+        while not planned or order:
+            if not order:
+                order = list(range(len(self.recordings)))
+            file = order.pop(0)
+            units = self.recordings[file].units
+            if not pieces and units >= length:
+                planned.append((Piece(file, None, length),))
+                continue
+            taken = min(units, missing)
+            pieces.append(Piece(file, 0, taken))
+            missing -= taken
+            if not missing:
+                planned.append(tuple(pieces))
+                pieces, missing = [], length
+        return planned
+
+    def read(self, segment: Segment, *keys: int) -> tuple[np.ndarray, Segment]:
+        """A segment's samples (length unit_samples,) and its pieces with their starts; `keys` seed the crop."""
+        draw = rng(*keys)
+        read = [self._piece(piece, draw) for piece in segment]
+        return np.concatenate([samples for samples, _ in read]), tuple(piece for _, piece in read)
+
+    def _piece(self, piece: Piece, draw: np.random.Generator) -> tuple[np.ndarray, Piece]:
+        recording = self.recordings[piece.file]
+        whole = audio.read(recording.path, self.rate_hz)
+        whole = np.pad(whole, (0, max(0, recording.units * self.unit_samples - whole.size)))
+        if piece.start is not None:
+            return self._cut(whole, piece.start, piece.units), piece
+        starts = draw.integers(0, recording.units - piece.units + 1, TRIES)
+        crops = ((self._cut(whole, start, piece.units), start) for start in starts.tolist())
+        loudest, best = -1.0, None
+        for crop, start in crops:
+            loudness = float(np.sqrt(np.mean(crop**2)))
+            if loudness > loudest:
+                loudest, best = loudness, (crop, Piece(piece.file, start, piece.units))
+            if loudness >= QUIET:
+                break
+        assert best is not None
+        return best
+
+    def _cut(self, whole: np.ndarray, start: int, units: int) -> np.ndarray:
+        return whole[start * self.unit_samples : (start + units) * self.unit_samples]
+
+
+def find(folder: Path, option: str) -> list[Path]:
+    """The recordings in a folder and those below it, in order. Raises InputError where there are none."""
+    if not folder.is_dir():
+        raise InputError(f"{option} {folder}: no such folder")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not found:
+        raise InputError(f"{option} {folder}: holds no recordings ({', '.join(SUFFIXES)})")
+    return found
+
+
+def source(paths: Sequence[Path], rate_hz: int, unit_samples: int) -> Source:
+    """Look at every file's length; one that cannot be read is an InputError that names it."""
+    recordings = []
+    for path in paths:
+        units = -(-round(audio.duration_s(path) * rate_hz) // unit_samples)
+        if units:
+            recordings.append(Recording(path, units))
+    if not recordings:
+        raise InputError(f"{paths[0].parent}: the recordings hold no audio")
+    return Source(recordings, rate_hz, unit_samples)
+
+
+def batches_of(items: Sequence, size: int) -> Iterator[list]:
+    """Lists of `size` items, the last one maybe shorter."""
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])

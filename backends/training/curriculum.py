@@ -1,0 +1,77 @@
+"""Curriculum: longer segments in smaller batches as the epochs go on."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from backends.errors import InputError
+
+KEYS = {"epochs", "length", "batch_multiplier", "comment"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The epochs `first` to `last` (counted from 1) on segments of `length_s` seconds, `batch_size` of them a batch."""
+
+    first: int
+    last: int
+    length_s: float
+    batch_size: int
+
+    @property
+    def name(self) -> str:
+        """The stage's key in baseline_metrics.json, e.g. "1.0s"."""
+        return f"{self.length_s:.1f}s"
+
+
+def stages(text: str, epochs: int, batch_size: int, length_s: float) -> list[Stage]:
+    """The stages of a JSON list of `{"epochs": [first, last], "length": seconds, "batch_multiplier": m}`.
+
+    A batch is int(batch_size * m). An empty list is one stage of `length_s`. Raises InputError where a key is unknown
+    or the epochs 1 to `epochs` are not covered in order.
+    """
+    rows = _rows(text)
+    if not rows:
+        return [Stage(1, epochs, length_s, batch_size)]
+    made = [_stage(row, batch_size) for row in rows]
+    expected = 1
+    for stage in made:
+        if stage.first != expected or stage.last < stage.first:
+            raise InputError(
+                f"--curriculum: a stage covers epochs {stage.first} to {stage.last}, expected one from {expected} on"
+            )
+        expected = stage.last + 1
+    if expected <= epochs:
+        raise InputError(f"--curriculum: ends with epoch {expected - 1}, but --num-epochs is {epochs}: add a stage")
+    return made
+
+
+def stage_of(made: Sequence[Stage], epoch: int) -> Stage:
+    """The stage that an epoch belongs to."""
+    return next(stage for stage in made if stage.first <= epoch <= stage.last)
+
+
+def _rows(text: str) -> list[dict]:
+    try:
+        rows = json.loads(text or "[]")
+    except ValueError as error:
+        raise InputError(f"--curriculum: not valid JSON ({error})") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError("--curriculum: expected a list of stages")
+    return rows
+
+
+def _stage(row: dict, batch_size: int) -> Stage:
+    for key in row:
+        if key not in KEYS:
+            raise InputError(f"--curriculum: unknown key {key!r}; known: {', '.join(sorted(KEYS))}")
+    try:
+        first, last = (int(epoch) for epoch in row["epochs"])
+        length_s, size = float(row["length"]), int(batch_size * float(row.get("batch_multiplier", 1.0)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"--curriculum: {row} lacks epochs [first, last] or length ({error})") from error
+    if length_s <= 0 or size < 1:
+        raise InputError(
+            f"--curriculum: {row} gives batches of {size} segments of {length_s} s; expected more than none"
+        )
+    return Stage(first, last, length_s, size)

@@ -1,0 +1,76 @@
+"""Several processes that train together: start them without a launcher, or join those that one started.
+
+PyTorch's are started by torch.distributed.run, MLX's by mlx.launch, which exits with 0 whatever happens to its ranks;
+each rank therefore leaves a note of how it ended, and the run has failed unless all of them ended well.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from backends.errors import InputError
+
+NOTES = "AUDIOSMITH_RANK_NOTES"  # the folder for the ranks' notes, set for ranks that we started
+JOINED = ("MLX_RANK", "LOCAL_RANK")  # what mlx.launch and torchrun set for their processes
+
+
+def is_rank() -> bool:
+    """Whether this process was started as one of several."""
+    return any(name in os.environ for name in JOINED)
+
+
+def launch(module: str, argv: Sequence[str], backend: str, nproc: int) -> None:
+    """Run `python -m module argv` in `nproc` processes and end with their exit code, not zero if any of them failed."""
+    if nproc < 1:
+        raise InputError(f"--nproc {nproc}: expected at least 1")
+    with tempfile.TemporaryDirectory(prefix="audiosmith-") as notes:
+        environment = {**os.environ, NOTES: notes, "PYTHONUNBUFFERED": "1"}
+        code = subprocess.run(_command(module, argv, backend, nproc), env=environment, check=False).returncode
+        codes = {path.name: int(path.read_text(encoding="utf-8")) for path in Path(notes).iterdir()}
+    failed = [value for value in codes.values() if value]
+    if failed or len(codes) < nproc or code:
+        missing = nproc - len(codes)
+        print(
+            f"error: {len(failed) + missing} of {nproc} processes did not end well; run the same command again to continue",
+            file=sys.stderr,
+        )
+        sys.exit(failed[0] if failed else code or 1)
+
+
+@contextmanager
+def noted():
+    """Leave a note of how this rank ends, if it was started by `launch`. A killed rank leaves none."""
+    folder = os.environ.get(NOTES)
+    code: object = 1
+    try:
+        yield
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if stop.code is not None else 0
+        raise
+    finally:
+        if folder:
+            rank = next(os.environ[name] for name in ("RANK", *JOINED) if name in os.environ)
+            number = code if isinstance(code, int) else 1
+            Path(folder, rank).write_text(str(number), encoding="utf-8")
+
+
+def devices(backend: str) -> int:
+    """How many processes make sense here: one per CUDA device, else one."""
+    if backend != "torch":
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def _command(module: str, argv: Sequence[str], backend: str, nproc: int) -> list[str]:
+    if backend == "torch":
+        start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}", "-m", module]
+        return [sys.executable, *start, *argv]
+    program = Path(sys.executable).with_name("mlx.launch")
+    return [str(program), "-n", str(nproc), sys.executable, "-m", module, *argv]

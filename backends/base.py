@@ -5,6 +5,7 @@ Shared code hands NumPy batches in and gets Python floats out; native arrays pas
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -16,6 +17,7 @@ from backends.errors import InputError
 Batch = Mapping[str, np.ndarray]  # int32, bool and float32 host arrays
 Arrays = dict[str, Any]  # dotted name -> native array
 Metrics = dict[str, float]
+Precision = Literal["float32", "bfloat16"]
 Terms = Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]  # (model, native batch) -> {term: native scalar sum}
 
 
@@ -53,6 +55,12 @@ class OptimSpec:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     max_norm: float | None = None
+    ema_decay: float | None = None
+    """Also keep an exponential moving average of what trains, for `TrainStep.averaged`; None: no average."""
+
+    def __post_init__(self) -> None:
+        if self.ema_decay is not None and not 0.0 <= self.ema_decay < 1.0:
+            raise InputError(f"--ema-decay {self.ema_decay}: expected 0 <= decay < 1, such as 0.999")
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,9 @@ class TrainStep(Protocol):
 
     def state(self) -> Arrays: ...
     def load_state(self, arrays: Arrays) -> None: ...
+    def averaged(self) -> AbstractContextManager[None]:
+        """The model has its averaged weights inside this context, and its own again after; no-op without averages."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -217,8 +228,23 @@ class Backend(Protocol):
         ...
 
     def train_step(
-        self, model: Any, terms: Terms, optim: OptimSpec, *, seed: int = 0, compile: bool = False
-    ) -> TrainStep: ...
+        self,
+        model: Any,
+        terms: Terms,
+        optim: OptimSpec,
+        *,
+        seed: int = 0,
+        compile: bool = False,
+        also: Sequence[Any] = (),
+        precision: Precision = "float32",
+    ) -> TrainStep:
+        """`also` are other models that the terms read, such as an adversary: still, in evaluation mode, untrained.
+
+        With "bfloat16" products inside the terms are computed in that type (PyTorch's autocast); weights, moments and
+        sums stay float32.
+        """
+        ...
+
     def eval_step(self, model: Any, terms: Terms) -> Callable[[Batch], Metrics]:
         """A function from a batch to each term's sum, with dropout off and no gradient."""
         ...

@@ -1,13 +1,13 @@
 """The MLX side of the waist; `backends.torch_backend` is its mirror."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from backends.base import Arrays, Batch, Leaf, LoRASpec, Memory, Metrics, OptimSpec, Terms, World
+from backends.base import Arrays, Batch, Leaf, LoRASpec, Memory, Metrics, OptimSpec, Precision, Terms, World
 from backends.errors import InputError
 from backends.mlx_backend import files, lora, memory, parameters, step
 from backends.mlx_backend.world import world
@@ -58,9 +58,21 @@ class MLXBackend:
         parameters.load(model, arrays, strict=strict)
 
     def train_step(
-        self, model: Any, terms: Terms, optim: OptimSpec, *, seed: int = 0, compile: bool = False
+        self,
+        model: Any,
+        terms: Terms,
+        optim: OptimSpec,
+        *,
+        seed: int = 0,
+        compile: bool = False,
+        also: Sequence[Any] = (),
+        precision: Precision = "float32",
     ) -> step.Step:
-        return step.Step(model, terms, optim, self.world, seed=seed, compile=compile)
+        if precision != "float32":
+            raise InputError(
+                f"--precision {precision}: only for --backend torch; on MLX use float32, or a model in that type"
+            )
+        return step.Step(model, terms, optim, self.world, seed=seed, compile=compile, also=also)
 
     def eval_step(self, model: Any, terms: Terms) -> Callable[[Batch], Metrics]:
         return step.eval_step(model, terms)

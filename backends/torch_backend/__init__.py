@@ -1,7 +1,7 @@
 """The PyTorch side of the waist; `backends.mlx_backend` is its mirror."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from backends.base import Arrays, Batch, Leaf, LoRASpec, Memory, Metrics, OptimSpec, Terms, World
+from backends.base import Arrays, Batch, Leaf, LoRASpec, Memory, Metrics, OptimSpec, Precision, Terms, World
 from backends.errors import InputError
 from backends.torch_backend import files, lora, memory, parameters, step
 from backends.torch_backend.world import world
@@ -70,9 +70,19 @@ class TorchBackend:
         parameters.load(model, arrays, strict=strict)
 
     def train_step(
-        self, model: Any, terms: Terms, optim: OptimSpec, *, seed: int = 0, compile: bool = False
+        self,
+        model: Any,
+        terms: Terms,
+        optim: OptimSpec,
+        *,
+        seed: int = 0,
+        compile: bool = False,
+        also: Sequence[Any] = (),
+        precision: Precision = "float32",
     ) -> step.Step:
-        return step.Step(model, terms, optim, self.world, self.device, seed=seed, compile=compile)
+        return step.Step(
+            model, terms, optim, self.world, self.device, seed=seed, compile=compile, also=also, precision=precision
+        )
 
     def eval_step(self, model: Any, terms: Terms) -> Callable[[Batch], Metrics]:
         return step.eval_step(model, terms, self.device)

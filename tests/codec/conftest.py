@@ -17,3 +17,8 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def sides():
+    return Side("mlx"), Side("torch")

@@ -116,6 +116,8 @@ def _flag(name: str, value: object) -> list[str]:
     flag = f"--{name.replace('_', '-')}"
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag[2:]}"]
+    if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        return [flag, json.dumps(value)]
     if isinstance(value, list):
         return [flag, *map(str, value)]
     return [flag, str(value)]

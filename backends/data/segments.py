@@ -5,6 +5,7 @@ file is padded with silence to whole units. One shorter than the segment is foll
 is padding but the ends of files.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,12 @@ def source(paths: Sequence[Path], rate_hz: int, unit_samples: int) -> Source:
     if not recordings:
         raise InputError(f"{paths[0].parent}: the recordings hold no audio")
     return Source(recordings, rate_hz, unit_samples)
+
+
+def fingerprint(found: Source) -> str:
+    """A hash of the recordings' names and lengths, to tell whether a run may continue on them."""
+    lines = [f"{recording.path.name} {recording.units}" for recording in found.recordings]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def batches_of(items: Sequence, size: int) -> Iterator[list]:

@@ -53,6 +53,7 @@ class CodecPlan:
     micro_batch_s: float = 0.0  # at most so many seconds of audio at once; 0: the whole batch
     workers: int = 4
     samples: int = 2  # reconstructions in the report
+    validation_batch: int = 64
     validation_segments: int = 512  # at most so many
 
 
@@ -109,7 +110,7 @@ class CodecTask:
         segments = self.held_out.plan(self._units(epoch), seed=self.plan.seed, epoch=0)
         numbered = list(enumerate(segments))[: self.plan.validation_segments]
         with ThreadPoolExecutor(self.plan.workers) as pool:
-            for group in batches_of(numbered, self._micro_size(epoch)):
+            for group in batches_of(numbered, min(self.plan.validation_batch, self._micro_size(epoch))):
                 loaded = list(pool.map(lambda item: self._load(self.held_out, item, VALIDATE, 0), group))
                 yield self._batch(loaded, epoch, training=False)
 

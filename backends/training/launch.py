@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,14 +35,14 @@ def launch(module: str, argv: Sequence[str], backend: str, nproc: int) -> None:
     if failed or len(codes) < nproc or code:
         missing = nproc - len(codes)
         print(
-            f"error: {len(failed) + missing} of {nproc} processes did not end well; run the same command again to continue",
+            f"error: {len(failed) + missing} of {nproc} processes failed; run the same command again to continue",
             file=sys.stderr,
         )
         sys.exit(failed[0] if failed else code or 1)
 
 
 @contextmanager
-def noted():
+def noted() -> Iterator[None]:
     """Leave a note of how this rank ends, if it was started by `launch`. A killed rank leaves none."""
     folder = os.environ.get(NOTES)
     code: object = 1

@@ -1,0 +1,73 @@
+"""What SNAC trains on.
+
+    loss = l1_weight * mean |x - y|
+         + stft_weight * mean over n_ffts of mean | |STFT x| - |STFT y| |
+         + mel_weight * sum over DAC's seven windows of mean |log10 mel x - log10 mel y|
+         + commitment_weight * commitment + codebook_weight * codebook
+
+The STFT has torch.stft's defaults, as in the seed. The last line is there where encoder or quantiser train; its terms
+are those of the snac package before version 1.2 (`snac_port.quantizer.Quantized`).
+"""
+
+from dataclasses import dataclass
+
+from backends.data.mel import DAC_SCALES
+from backends.training.counts import mel_count, stft_count
+from snac_port.config import SNACConfig
+from snac_port.finetune_options import FinetuneOptions
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """The loss's weights, and what its native side needs to know of the codec."""
+
+    l1_weight: float
+    stft_weight: float
+    n_ffts: tuple[int, ...]
+    stft_window: str
+    mel_weight: float
+    quantiser_weights: dict[str, float]  # of "commitment" and "codebook", where they take part
+    rate_hz: int
+    unit_samples: int
+    levels: int
+    noise_blocks: int
+
+    @property
+    def quantiser_terms(self) -> tuple[str, ...]:
+        return tuple(self.quantiser_weights)
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """What each term's mean counts for."""
+        found = {"l1": self.l1_weight}
+        found |= {f"stft_{n_fft}": self.stft_weight / len(self.n_ffts) for n_fft in self.n_ffts}
+        if self.mel_weight:
+            found |= {f"mel_{n_fft}": self.mel_weight for n_fft, _ in DAC_SCALES}
+        return {**found, **self.quantiser_weights}
+
+    def counts(self, B: int, samples: int) -> dict[str, float]:
+        """How many values each term sums over, for B segments of so many samples."""
+        found: dict[str, float] = {"l1": B * samples}
+        found |= {f"stft_{n_fft}": B * stft_count(samples, n_fft) for n_fft in self.n_ffts}
+        if self.mel_weight:
+            found |= {f"mel_{n_fft}": B * mel_count(samples, n_fft, bands) for n_fft, bands in DAC_SCALES}
+        return {**found, **dict.fromkeys(self.quantiser_weights, float(B))}
+
+
+def spec(options: FinetuneOptions, config: SNACConfig) -> LossSpec:
+    """The loss that these options ask for."""
+    quantiser = {} if options.decoder_only else {"commitment": options.commitment_weight}
+    if not options.freeze_vq:
+        quantiser["codebook"] = options.codebook_weight
+    return LossSpec(
+        l1_weight=options.l1_weight,
+        stft_weight=options.stft_weight,
+        n_ffts=tuple(options.n_ffts),
+        stft_window=options.stft_window,
+        mel_weight=options.mel_weight,
+        quantiser_weights=quantiser,
+        rate_hz=config.sampling_rate,
+        unit_samples=config.unit_samples,
+        levels=len(config.vq_strides),
+        noise_blocks=len(config.decoder_rates) if config.noise else 0,
+    )

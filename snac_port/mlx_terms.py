@@ -1,0 +1,44 @@
+"""SNAC's training terms on MLX; `snac_port.torch_terms` is its mirror."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+
+from backends.data.mel import DAC_SCALES
+from backends.mlx_backend import stft
+from snac_port.loss import LossSpec
+
+
+def terms(model: Any, batch: Mapping[str, mx.array], spec: LossSpec) -> dict[str, mx.array]:
+    """The terms of `LossSpec` as sums, for a batch of `snac_port.task.SNACFamily`."""
+    audio, made, extra = rebuilt(model, batch, spec)
+    found: dict[str, mx.array] = {"l1": stft.l1_term(audio, made)}
+    for n_fft in spec.n_ffts:
+        found[f"stft_{n_fft}"] = stft.stft_term(audio, made, n_fft, window=spec.stft_window)
+    if spec.mel_weight:
+        for n_fft, bands in DAC_SCALES:
+            found[f"mel_{n_fft}"] = stft.mel_term(audio, made, n_fft, bands, spec.rate_hz)
+    return {**found, **extra}
+
+
+def rebuilt(
+    model: Any, batch: Mapping[str, mx.array], spec: LossSpec
+) -> tuple[mx.array, mx.array, dict[str, mx.array]]:
+    """The batch's audio (B, samples), what the codec makes of it, and the quantiser's terms where it takes part."""
+    audio = batch["audio"]
+    B, samples = audio.shape
+    noise = [batch[f"noise_{block}"][..., None] for block in range(spec.noise_blocks)] or None
+    if "codes_0" in batch:
+        codes = [batch[f"codes_{level}"] for level in range(spec.levels)]
+        latents, extra = mx.stop_gradient(model.quantizer.from_codes(codes)), {}
+    else:
+        quantized = model.quantizer(model.encoder(mx.pad(audio, [(0, 0), (0, -samples % spec.unit_samples)])))
+        latents, extra = quantized.latents, _quantiser_terms(quantized, B, spec)
+    return audio, model.decoder(latents, noise)[:, :samples], extra
+
+
+def _quantiser_terms(quantized: Any, B: int, spec: LossSpec) -> dict[str, mx.array]:
+    """Means over items of one length, times their number: sums whose count is the number of items."""
+    found = {"commitment": quantized.commitment * B, "codebook": quantized.codebook * B}
+    return {name: found[name] for name in spec.quantiser_terms}

@@ -1,0 +1,81 @@
+"""prepare_dataset_folder: a split by hash that is stable when files are added."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from backends import cli
+from snac_port.prepare_dataset_folder import PrepareOptions, main, side_of
+
+RECORDINGS = Path(__file__).parents[2] / "examples" / "fsdd_george" / "train"
+
+
+def prepare(source, target, *flags) -> dict[str, set[str]]:
+    cli.run(main, PrepareOptions, ["--input_dir", str(source), "--output_dir", str(target), *map(str, flags)])
+    return {
+        side: {path.relative_to(target / side).as_posix() for path in (target / side).rglob("*.wav")}
+        for side in ("train", "val")
+    }
+
+
+def test_the_split_is_stable_and_complete(tmp_path):
+    source = tmp_path / "in"
+    shutil.copytree(RECORDINGS, source)
+    first = prepare(source, tmp_path / "out", "--train_ratio", 0.7)
+    assert len(first["train"]) + len(first["val"]) == 60
+    assert 30 <= len(first["train"]) <= 54
+    assert (tmp_path / "out" / "train" / min(first["train"])).is_symlink()
+    shutil.copy(source / "0_george_5.wav", source / "added.wav")
+    again = prepare(source, tmp_path / "again", "--train_ratio", 0.7, "--mode", "copy")
+    assert {side: names - {"added.wav"} for side, names in again.items()} == first
+    assert not (tmp_path / "again" / "train" / min(again["train"])).is_symlink()
+
+
+def test_no_side_is_empty(tmp_path):
+    split = prepare(RECORDINGS, tmp_path / "out", "--train_ratio", 0.9999999)
+    assert (len(split["train"]), len(split["val"])) == (59, 1)
+
+
+def test_speakers_stay_together(tmp_path):
+    for speaker in "abcdefgh":
+        shutil.copytree(RECORDINGS, tmp_path / "in" / speaker)
+    split = prepare(tmp_path / "in", tmp_path / "out", "--train_ratio", 0.5, "--by_speaker")
+    speakers = {side: {name.split("/")[0] for name in names} for side, names in split.items()}
+    assert not speakers["train"] & speakers["val"]
+    assert speakers["train"] | speakers["val"] == set("abcdefgh")
+
+
+def test_the_share_is_that_of_the_ratio():
+    sides = [side_of(f"file{number}", 0.95) for number in range(4000)]
+    assert 0.93 < sides.count("train") / 4000 < 0.97
+
+
+def test_bad_files_are_listed(tmp_path, capsys):
+    source = tmp_path / "in"
+    shutil.copytree(RECORDINGS, source)
+    (source / "broken.wav").write_bytes(b"no sound")
+    prepare(source, tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "left out 1" in printed
+    assert "broken.wav: not readable as audio" in printed
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--train_ratio", 1.5], "--train_ratio 1.5"), (["--by_speaker"], "two sides need at least 2")],
+)
+def test_bad_ratios(tmp_path, capsys, flags, message):
+    with pytest.raises(SystemExit) as stop:
+        (tmp_path / "in").mkdir()
+        shutil.copytree(RECORDINGS, tmp_path / "in" / "one")
+        prepare(tmp_path / "in", tmp_path / "out", *flags)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_output_inside_input_is_refused(tmp_path, capsys):
+    shutil.copytree(RECORDINGS, tmp_path / "in")
+    with pytest.raises(SystemExit):
+        prepare(tmp_path / "in", tmp_path / "in" / "out")
+    assert "is inside --input_dir" in capsys.readouterr().err

@@ -67,6 +67,7 @@ class Step:
             mx.eval(gradients, values, self.model.state)  # the state: buffers that the forward pass changed
         if gradients is None:
             gradients = tree_map(mx.zeros_like, self.model.trainable_parameters())
+            mx.eval(gradients)  # so that the sum over ranks is the same graph as on ranks that have gradients
         norm = self._update(self._summed(gradients), mx.array(lr, dtype=mx.float32))
         mx.eval(self.model.trainable_parameters(), self.optimizer.state, self.averages, norm)
         self.steps += 1

@@ -7,6 +7,8 @@ from functools import cache
 import mlx.core as mx
 import numpy as np
 
+from backends.base import Arrays
+
 
 @dataclass(frozen=True)
 class MLXWorld:
@@ -30,3 +32,14 @@ def world() -> MLXWorld:
     """Join the group that a launcher made, or stand alone."""
     group = mx.distributed.init()
     return MLXWorld(group.rank(), group.size())
+
+
+def sum_arrays(arrays: Arrays) -> Arrays:
+    """Each array summed over the ranks; all ranks must call this with the same names and shapes."""
+    if world().size == 1:
+        return dict(arrays)
+    totals = {}
+    for name in sorted(arrays):
+        totals[name] = mx.distributed.all_sum(arrays[name], stream=mx.cpu)
+        mx.eval(totals[name])  # left to one graph, each rank may have its own order, and different arrays meet
+    return totals

@@ -9,6 +9,8 @@ from functools import cache
 import torch
 import torch.distributed as dist
 
+from backends.base import Arrays
+
 
 @dataclass(frozen=True)
 class TorchWorld:
@@ -38,6 +40,17 @@ def world() -> TorchWorld:
         dist.init_process_group()
         atexit.register(_leave)
     return TorchWorld(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else TorchWorld(0, 1)
+
+
+def sum_arrays(arrays: Arrays) -> Arrays:
+    """Each array summed over the ranks; all ranks must call this with the same names and shapes."""
+    if world().size == 1:
+        return dict(arrays)
+    totals = {}
+    for name in sorted(arrays):
+        totals[name] = arrays[name].clone()
+        dist.all_reduce(totals[name])
+    return totals
 
 
 def _launched() -> bool:

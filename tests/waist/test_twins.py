@@ -14,6 +14,8 @@ from backends.errors import InputError
 
 ROOT = Path(backends.__file__).parent
 CORE = {"__init__.py", "files.py", "lora.py", "memory.py", "parameters.py", "step.py", "world.py"}
+SHARED = {"rvq.py", "stft.py"}  # native parts of which both sides have their own
+FRAMEWORKS_OWN = {"forward", "unfreeze"}  # methods that a framework's modules have
 
 
 def files(side):
@@ -28,20 +30,43 @@ def public(path):
             names.append(node.name.replace("MLX", "").replace("Torch", ""))
         if isinstance(node, ast.ClassDef):
             methods = [part.name for part in node.body if isinstance(part, ast.FunctionDef)]
-            names += [f"{names[-1]}.{name}" for name in methods if not name.startswith("_") and name != "forward"]
+            names += [
+                f"{names[-1]}.{name}" for name in methods if not name.startswith("_") and name not in FRAMEWORKS_OWN
+            ]
     return names
 
 
 def test_the_same_files():
-    assert files("mlx") >= CORE
-    assert files("torch") >= CORE
+    assert files("mlx") >= CORE | SHARED
+    assert files("torch") >= CORE | SHARED
     assert files("torch") <= files("mlx")  # MLX has native parts that upstream's PyTorch models bring themselves
 
 
-@pytest.mark.parametrize("name", sorted(CORE))
+@pytest.mark.parametrize("name", sorted(CORE | SHARED))
 def test_the_same_names_in_the_same_order(name):
     ours, theirs = (public(ROOT / f"{side}_backend" / name) for side in ("mlx", "torch"))
     assert ours == theirs
+
+
+def signatures(path):
+    """Of public functions and methods, and of constructors: parameters in their order, kinds and defaults."""
+    found = {}
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            for part in node.body if isinstance(node, ast.ClassDef) else [node]:
+                if isinstance(part, ast.FunctionDef) and (part.name == "__init__" or not part.name.startswith("_")):
+                    for annotated in ast.walk(part.args):
+                        if isinstance(annotated, ast.arg):
+                            annotated.annotation = None
+                    found[node.name, part.name] = ast.unparse(part.args)
+    return {key: value for key, value in found.items() if key[1] not in FRAMEWORKS_OWN}
+
+
+@pytest.mark.parametrize("name", sorted(SHARED))
+def test_the_same_signatures(name):
+    ours, theirs = (signatures(ROOT / f"{side}_backend" / name) for side in ("mlx", "torch"))
+    assert ours == theirs
+    assert ours
 
 
 def members(protocol):

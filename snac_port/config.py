@@ -106,4 +106,5 @@ def read_config(content: dict[str, Any], source: str) -> SNACConfig:
 
 def of_settings(settings: dict[str, Any]) -> SNACConfig:
     """The configuration that these settings describe."""
-    return SNACConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
+    content: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
+    return SNACConfig(**content)

@@ -1,18 +1,20 @@
 """SNAC on PyTorch: upstream's module (the `snac` package) with the functions of `snac_port.model`.
 
-Upstream's own forward has no injected noise and no quantiser losses; both are here, made of its layers. Latents are
-(B, D, T), as upstream has them.
+Upstream's own forward has no injected noise, no quantiser losses, and runs every layer over the whole clip at once.
+Here its layers are called one by one. Latents are (B, D, T), as upstream has them.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.nn.utils.parametrize import cached
 
 from backends.errors import missing_extra
@@ -20,6 +22,7 @@ from backends.layouts.checkpoint import Checkpoint
 from backends.layouts.rules import to_ours
 from backends.layouts.snac import rules
 from backends.torch_backend import files
+from backends.torch_backend.tiling import over_time
 from snac_port import load
 from snac_port.codec import Codec
 from snac_port.config import SNACConfig, of_settings
@@ -28,7 +31,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=DeprecationWarning)
     try:
         import snac
-        from snac.layers import DecoderBlock, NoiseBlock
+        from snac import layers
     except ImportError as error:
         raise missing_extra("snac", "torch") from error
 
@@ -59,7 +62,7 @@ class SNAC(Codec, snac.SNAC):
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Checkpoint) -> "SNAC":
-        """The codec with these weights, ready to encode and decode."""
+        """The codec with these weights in float32, ready to encode and decode."""
         model = cls(of_settings(checkpoint.settings))
         tensors, _ = checkpoint.as_layout("snac")
         model.load_state_dict({name: torch.from_numpy(_float32(value)) for name, value in tensors.items()})
@@ -71,15 +74,22 @@ class SNAC(Codec, snac.SNAC):
 
     def forward(self, audio: torch.Tensor, noise: Noise = None) -> tuple[torch.Tensor, Quantized]:
         """Audio (B, T), T a multiple of `config.unit_samples` -> audio (B, T) and what the quantiser made of it."""
-        quantized = self.quantize(self.encoder(audio[:, None]))
+        quantized = self.quantize(self.encode_latents(audio))
         return self.decode_latents(quantized.latents, noise), quantized
+
+    def encode_latents(self, audio: torch.Tensor) -> torch.Tensor:
+        """Audio (B, T) -> latents (B, D, T / hop)."""
+        x, whole = audio[:, None], torch.is_grad_enabled()
+        for layer in self.encoder.block:
+            x = _encoder_block(layer, x, whole) if isinstance(layer, layers.EncoderBlock) else layer(x)
+        return x
 
     def quantize(self, latents: torch.Tensor) -> Quantized:
         """Upstream's quantiser, with the terms it had before version 1.2."""
         residual, total = latents, torch.zeros_like(latents)
         commitment = codebook = latents.new_zeros(())
         codes = []
-        for level in self.quantizer.quantizers:
+        for level in cast(Iterable[Any], self.quantizer.quantizers):
             pooled = F.avg_pool1d(residual, level.stride, level.stride) if level.stride > 1 else residual
             x = level.in_proj(pooled)
             entry, code = level.decode_latents(x)
@@ -92,15 +102,18 @@ class SNAC(Codec, snac.SNAC):
 
     def decode_latents(self, latents: torch.Tensor, noise: Noise = None) -> torch.Tensor:
         """Latents (B, D, T) -> audio (B, samples). `noise` holds a tensor (B or 1, 1, T) per block; None is silence."""
-        x, given = latents, iter(noise or ())
-        for layer in self.decoder.model:
-            x = _block(layer, x, next(given, None)) if isinstance(layer, DecoderBlock) else layer(x)
-        return x[:, 0]
+        x, given, whole = latents, iter(noise or ()), torch.is_grad_enabled()
+        *body, activation, last, tanh = self.decoder.model
+        for layer in body:
+            is_block = isinstance(layer, layers.DecoderBlock)
+            x = _decoder_block(layer, x, next(given, None), whole) if is_block else layer(x)
+        end = nn.Sequential(activation, last, tanh)
+        return over_time(lambda piece, *_: end(piece), x, 3, whole=whole)[:, 0]
 
     @torch.inference_mode()
     def encode_window(self, audio: np.ndarray) -> list[np.ndarray]:
         with cached():
-            _, codes = self.quantizer(self.encoder(self._native(audio)[:, None]))
+            _, codes = self.quantizer(self.encode_latents(self._native(audio)))
         return [level.cpu().numpy().astype(np.int32) for level in codes]
 
     @torch.inference_mode()
@@ -116,14 +129,34 @@ class SNAC(Codec, snac.SNAC):
         return tensor.to(parameter.dtype) if tensor.is_floating_point() else tensor
 
 
-def _block(block: Any, x: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
-    """One of upstream's decoder blocks with the noise given to it."""
-    for layer in block.block:
-        if not isinstance(layer, NoiseBlock):
-            x = layer(x)
-        elif noise is not None:
-            x = x + noise * layer.linear(x)
+def _encoder_block(block: Any, x: torch.Tensor, whole: bool) -> torch.Tensor:
+    """One of upstream's encoder blocks, piece by piece."""
+    *units, activation, down = block.block
+    for unit in units:
+        x = _residual_unit(unit, x, whole)
+    end, stride = nn.Sequential(activation, down), down.stride[0]
+    return over_time(lambda piece, *_: end(piece), x, stride, rate=Fraction(1, stride), whole=whole)
+
+
+def _decoder_block(block: Any, x: torch.Tensor, noise: torch.Tensor | None, whole: bool) -> torch.Tensor:
+    """One of upstream's decoder blocks, piece by piece, with the noise given to it."""
+    activation, up, *rest = block.block
+    stride = up.stride[0]
+
+    def raise_rate(piece: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        y = up(activation(piece))
+        if noise is None or not isinstance(rest[0], layers.NoiseBlock):
+            return y
+        return y + noise[..., start * stride : stop * stride] * rest[0].linear(y)
+
+    x = over_time(raise_rate, x, 1, rate=Fraction(stride), whole=whole)
+    for unit in rest[isinstance(rest[0], layers.NoiseBlock) :]:
+        x = _residual_unit(unit, x, whole)
     return x
+
+
+def _residual_unit(unit: Any, x: torch.Tensor, whole: bool) -> torch.Tensor:
+    return over_time(lambda piece, *_: unit(piece), x, 3 * unit.block[1].dilation[0], whole=whole)
 
 
 def _float32(value: np.ndarray) -> np.ndarray:

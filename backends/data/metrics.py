@@ -9,6 +9,8 @@ from functools import cache
 
 import numpy as np
 
+from backends.data.mel import mel_filters
+
 SCALES = ((2048, 150), (512, 80))  # window in samples and number of mel bands; the hop is a quarter of the window
 SMALLEST = 1e-5  # power below which logarithms are cut
 _EPSILON = 1e-8
@@ -70,21 +72,12 @@ def compare(reference: np.ndarray, estimate: np.ndarray, rate_hz: int) -> Compar
     return comparison
 
 
-def mel_filters(rate_hz: int, window: int, bands: int) -> np.ndarray:
-    """Slaney's triangular mel filters of equal area, (window / 2 + 1, bands), as librosa makes them by default."""
-    edges_hz = _mel_to_hz(np.linspace(0.0, _hz_to_mel(rate_hz / 2), bands + 2))
-    bins_hz = np.linspace(0.0, rate_hz / 2, window // 2 + 1)[:, None]
-    rising = (bins_hz - edges_hz[:-2]) / np.diff(edges_hz)[:-1]
-    falling = (edges_hz[2:] - bins_hz) / np.diff(edges_hz)[1:]
-    return np.maximum(0.0, np.minimum(rising, falling)) * (2.0 / (edges_hz[2:] - edges_hz[:-2]))
-
-
 class _Scale:
     """Sums of the distances in one window size, over centred frames with reflected ends."""
 
     def __init__(self, rate_hz: int, window: int, bands: int):
         self.window, self.hop = window, window // 4
-        self.filters = _filters(rate_hz, window, bands)
+        self.filters = mel_filters(rate_hz, window, bands)
         self.sums = {"stft": 0.0, "mel": 0.0}
         self.counts = {"stft": 0, "mel": 0}
         self.kept = np.zeros((2, 0), np.float32)  # what later frames still need
@@ -133,21 +126,3 @@ def _spans(count: int, step: int) -> Iterator[tuple[int, int]]:
 @cache
 def _hann(window: int) -> np.ndarray:
     return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)).astype(np.float32)
-
-
-@cache
-def _filters(rate_hz: int, window: int, bands: int) -> np.ndarray:
-    return mel_filters(rate_hz, window, bands).astype(np.float32)
-
-
-# Slaney's scale: linear to 1 kHz, 15 bands of 66.7 Hz, then 27 bands to 6.4 times that.
-_LINEAR_HZ, _KNEE_HZ, _LOG_STEP = 200.0 / 3, 1000.0, np.log(6.4) / 27
-
-
-def _hz_to_mel(hz: float) -> float:
-    return hz / _LINEAR_HZ if hz < _KNEE_HZ else _KNEE_HZ / _LINEAR_HZ + np.log(hz / _KNEE_HZ) / _LOG_STEP
-
-
-def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
-    knee = _KNEE_HZ / _LINEAR_HZ
-    return np.where(mel < knee, mel * _LINEAR_HZ, _KNEE_HZ * np.exp(_LOG_STEP * (mel - knee)))

@@ -5,7 +5,9 @@ has no fast transposed convolution there (140 times slower than the product belo
 and its grouped convolution lose. On a GPU the native kernels are used where they exist for the shape.
 """
 
+from collections.abc import Callable
 from functools import cache
+from typing import cast
 
 import mlx.core as mx
 
@@ -67,8 +69,8 @@ def upsample1d(x: mx.array, weight: mx.array, bias: mx.array, *, stride: int) ->
     assert k == 2 * stride, (k, stride)
     crop, length = -(-stride // 2), (frames - 2) * stride
     if _on_gpu():
-        padding = {"padding": stride + crop, "output_padding": stride % 2}
-        return mx.conv_transpose1d(x, weight.transpose(2, 1, 0), stride=stride, **padding) + bias
+        kernel, padding = weight.transpose(2, 1, 0), stride + crop
+        return mx.conv_transpose1d(x, kernel, stride=stride, padding=padding, output_padding=stride % 2) + bias
     # Samples t stride .. (t + 1) stride come from frame t by the kernel's first half and frame t - 1 by its second.
     first, second = (half.reshape(C, stride * out) for half in (weight[:, :stride], weight[:, stride:]))
     y = mx.addmm(mx.addmm(mx.tile(bias, stride), x[:, 1:], first), x[:, :-1], second)
@@ -132,7 +134,7 @@ def _block_products(x: mx.array, weight: mx.array, bias: mx.array | None, stride
 
 
 @cache
-def _depthwise(dilation: int):  # noqa: ANN202 (a function of two arrays)
+def _depthwise(dilation: int) -> Callable[[mx.array, mx.array], mx.array]:
     """One filter per channel: x (B, T, C), taps (k, C) -> (B, T - (k - 1) dilation, C), with gradients of this form."""
 
     def shifted_sum(x: mx.array, taps: mx.array) -> mx.array:
@@ -153,7 +155,7 @@ def _depthwise(dilation: int):  # noqa: ANN202 (a function of two arrays)
         places = (x[:, tap * dilation : tap * dilation + length] for tap in range(k))
         return to_x, mx.stack([(cotangent * place).sum(axis=(0, 1)) for place in places])
 
-    return function
+    return cast(Callable[[mx.array, mx.array], mx.array], function)
 
 
 def _on_gpu() -> bool:

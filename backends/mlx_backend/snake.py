@@ -6,6 +6,7 @@ keeps x alone instead of every step in between.
 """
 
 from functools import cache
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
@@ -18,18 +19,19 @@ _ROUND = 1.5 * 2**23  # adding it to a float32 and taking it off again leaves th
 def snake(x: mx.array, alpha: mx.array) -> mx.array:
     """x (B, T, C), alpha (C,) -> x + sin(alpha x)^2 / (alpha + 1e-9)."""
     if x.dtype != mx.float32 or mx.default_device() == mx.Device(mx.gpu):
-        return _by_sine(x, alpha)
-    return _by_polynomial(x, alpha)
+        return cast(mx.array, _by_sine(x, alpha))
+    return cast(mx.array, _by_polynomial(x, alpha))
 
 
 @mx.custom_function
 def _by_sine(x: mx.array, alpha: mx.array) -> mx.array:
-    return _sine_forward(x, alpha)
+    return _fused(_sine_snake)(x, alpha)
 
 
 @_by_sine.vjp
 def _by_sine_vjp(primals, cotangent, _output):  # noqa: ANN001, ANN202 (MLX's calling convention)
-    return _sine_backward(*primals, cotangent)
+    x, alpha = primals
+    return _fused(_sine_gradients)(x, alpha, cotangent)
 
 
 @mx.custom_function
@@ -50,14 +52,6 @@ def _by_polynomial_vjp(primals, cotangent, _output):  # noqa: ANN001, ANN202
     lead, *rest = _coefficients("square")
     q = lead * z * _monic(z, rest)
     return _gradients(x, alpha, cotangent, 4 * q * (1 - q), double)
-
-
-def _sine_forward(x: mx.array, alpha: mx.array) -> mx.array:
-    return _fused(_sine_snake)(x, alpha)
-
-
-def _sine_backward(x: mx.array, alpha: mx.array, cotangent: mx.array) -> tuple[mx.array, mx.array]:
-    return _fused(_sine_gradients)(x, alpha, cotangent)
 
 
 def _sine_snake(x: mx.array, alpha: mx.array) -> mx.array:

@@ -66,9 +66,9 @@ def test_bad_files_are_listed(tmp_path, capsys):
     [(["--train_ratio", 1.5], "--train_ratio 1.5"), (["--by_speaker"], "two sides need at least 2")],
 )
 def test_bad_ratios(tmp_path, capsys, flags, message):
+    (tmp_path / "in").mkdir()
+    shutil.copytree(RECORDINGS, tmp_path / "in" / "one")
     with pytest.raises(SystemExit) as stop:
-        (tmp_path / "in").mkdir()
-        shutil.copytree(RECORDINGS, tmp_path / "in" / "one")
         prepare(tmp_path / "in", tmp_path / "out", *flags)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err

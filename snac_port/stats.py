@@ -1,0 +1,126 @@
+"""How a codec uses its codebooks on a folder of audio.
+
+    python -m snac_port.stats --checkpoint hubertsiuzdak/snac_24khz --input recordings --output stats.json
+
+Writes the numbers, and a picture beside them. The importable function is `snac_port.stats.usage`.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from backends import cli
+from backends.atomic import write_atomically, write_text
+from backends.data.stream import open_audio
+from snac_port import files
+from snac_port.codec import Codec
+from snac_port.codefile import SUFFIX, CodeFile
+from snac_port.config import SNACConfig
+from snac_port.options import CodecOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatsOptions(CodecOptions):
+    """Count how often each code occurs at each level."""
+
+    input: Path
+    """An audio file, a .snac file of codes, or a folder of them."""
+    output: Path = Path("stats.json")
+    """Where the numbers go; the picture has the same name with .png."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """One level: of `entries` in the codebook `used` occur in `codes` codes.
+
+    `perplexity` is how many equally likely entries would be as surprising, 2 to the power of `entropy_bits`.
+    """
+
+    level: int
+    stride: int
+    codes: int
+    entries: int
+    used: int
+    entropy_bits: float
+    perplexity: float
+
+
+def main(options: StatsOptions) -> None:
+    """Count, print a line per level, write JSON and PNG."""
+    work = files.pairs(options.input, options.output, (*files.AUDIO_SUFFIXES, SUFFIX), None)
+    codec = options.codec()
+    counts = np.zeros((len(codec.config.vq_strides), codec.config.codebook_size), np.int64)
+    seconds = 0.0
+
+    def add(source: Path, _target: Path) -> None:
+        nonlocal seconds
+        levels, duration_s = count_file(codec, source, options.chunk_s)
+        counts[...] += levels
+        seconds += duration_s
+
+    files.each(work, add)
+    found = usage(counts, codec.config)
+    for level in found:
+        print(
+            f"level {level.level} (stride {level.stride}): {level.used} of {level.entries} entries used in "
+            f"{level.codes} codes, perplexity {level.perplexity:.1f}"
+        )
+    content = {"files": len(work), "seconds": round(seconds, 3), "levels": [asdict(level) for level in found]}
+    write_text(options.output, json.dumps(content, indent=1))
+    picture = options.output.with_suffix(".png")
+    write_atomically(picture, lambda staging: _draw(staging, counts, found))
+    print(f"{options.output}, {picture}: {len(work)} file(s), {seconds:.1f} s")
+
+
+def count_file(codec: Codec, path: Path, chunk_s: float | None = None) -> tuple[np.ndarray, float]:
+    """How often each entry occurs in a file, (levels, entries), and its seconds."""
+    if path.suffix == SUFFIX:
+        file = CodeFile(path)
+        file.check(codec)
+        pieces: Iterable = file.pieces(codec.config)
+        seconds = file.header.length / codec.config.sampling_rate
+    else:
+        source = open_audio(path)
+        pieces = codec.encode_stream(source.blocks(codec.config.sampling_rate), chunk_s=chunk_s)
+        seconds = source.duration_s
+    counts = np.zeros((len(codec.config.vq_strides), codec.config.codebook_size), np.int64)
+    for levels in pieces:
+        for row, level in zip(counts, levels, strict=True):
+            row += np.bincount(level, minlength=row.size)
+    return counts, seconds
+
+
+def usage(counts: np.ndarray, config: SNACConfig) -> list[Usage]:
+    """What counts (levels, entries) say about each level."""
+    return [
+        _usage(level, stride, row) for level, (stride, row) in enumerate(zip(config.vq_strides, counts, strict=True))
+    ]
+
+
+def _usage(level: int, stride: int, counts: np.ndarray) -> Usage:
+    shares = counts[counts > 0] / max(1, counts.sum())
+    entropy = float(-(shares * np.log2(shares)).sum()) if shares.size else 0.0
+    return Usage(level, stride, int(counts.sum()), counts.size, shares.size, entropy, 2**entropy)
+
+
+def _draw(path: Path, counts: np.ndarray, found: list[Usage]) -> None:
+    """Each level's entries, most frequent first, as shares of all its codes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained", dpi=110)
+    axes = figure.add_subplot()
+    for row, level in zip(counts, found, strict=True):
+        shares = np.sort(row[row > 0])[::-1] / max(1, row.sum())
+        label = f"level {level.level}: {level.used} of {level.entries} used, perplexity {level.perplexity:.0f}"
+        axes.plot(np.arange(1, shares.size + 1), shares, label=label)
+    axes.set(xscale="log", yscale="log", xlabel="entries, most frequent first", ylabel="share of the codes")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, format="png")
+
+
+if __name__ == "__main__":
+    cli.run(main, StatsOptions)

@@ -1,0 +1,123 @@
+"""Segments, curriculum and the host side of codec training."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from backends.data import segments
+from backends.data.segments import Piece, Recording, Source
+from backends.errors import InputError
+from backends.training.curriculum import stage_of, stages
+
+SEED_TABLE = json.dumps(
+    [
+        {"epochs": [1, 2], "length": 1.0, "batch_multiplier": 2.0},
+        {"epochs": [3, 4], "length": 2.0, "batch_multiplier": 1.0},
+        {"epochs": [5, 6], "length": 3.0, "batch_multiplier": 0.6},
+        {"epochs": [7, 10], "length": 4.0, "batch_multiplier": 0.45},
+    ]
+)
+
+
+def test_the_seed_s_table():
+    made = stages(SEED_TABLE, 10, 48, 1.0)
+    assert [(s.first, s.last, s.length_s, s.batch_size) for s in made] == [
+        (1, 2, 1.0, 96), (3, 4, 2.0, 48), (5, 6, 3.0, 28), (7, 10, 4.0, 21),
+    ]  # fmt: skip
+    assert [stage_of(made, epoch).name for epoch in (1, 2, 3, 6, 7, 10)] == [
+        "1.0s",
+        "1.0s",
+        "2.0s",
+        "3.0s",
+        "4.0s",
+        "4.0s",
+    ]
+
+
+def test_without_a_curriculum_there_is_one_stage():
+    assert [(s.first, s.last, s.length_s, s.batch_size) for s in stages("", 7, 5, 1.5)] == [(1, 7, 1.5, 5)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ('[{"epochs": [1, 2]}]', "lacks epochs"),
+        ('[{"epochs": [2, 3], "length": 1}]', "expected one from 1 on"),
+        ('[{"epochs": [1, 2], "length": 1}]', "ends with epoch 2, but --num-epochs is 4"),
+        ('[{"epochs": [1, 4], "length": 1, "size": 3}]', "unknown key 'size'"),
+        ('[{"epochs": [1, 4], "length": 1, "batch_multiplier": 0.01}]', "expected more than none"),
+        ('[{"epochs": [1, 4], "length": 0}]', "expected more than none"),
+    ],
+)
+def test_bad_curricula_are_named(text, message):
+    with pytest.raises(InputError, match=message):
+        stages(text, 4, 8, 1.0)
+
+
+def made_source(*units: int) -> Source:
+    return Source([Recording(Path(f"{index}.wav"), count) for index, count in enumerate(units)], 8000, 100)
+
+
+def test_long_files_give_one_crop_each_and_short_ones_are_joined():
+    source = made_source(10, 3, 2, 20, 4, 1)
+    planned = source.plan(5, seed=0, epoch=1)
+    whole = [segment for segment in planned if segment[0].start is None]
+    joined = [segment for segment in planned if segment[0].start is not None]
+    assert all(sum(piece.units for piece in segment) == 5 for segment in planned)
+    assert {segment[0].file for segment in whole} <= {0, 3}
+    assert all(piece.start == 0 for segment in joined for piece in segment)
+    assert len({piece.file for segment in planned for piece in segment}) >= 4
+    assert planned == source.plan(5, seed=0, epoch=1)
+    assert planned != source.plan(5, seed=0, epoch=2)
+
+
+def test_few_short_files_repeat_until_one_segment_is_full():
+    planned = made_source(2, 1).plan(7, seed=0, epoch=1)
+    assert len(planned) == 1
+    assert sum(piece.units for piece in planned[0]) == 7
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A file with silence but for its last tenth, and a short one of 2.5 units."""
+    loud = np.zeros(10_000, np.float32)
+    loud[9_000:] = 0.5
+    soundfile.write(tmp_path / "quiet.wav", loud, 8000, subtype="FLOAT")
+    soundfile.write(tmp_path / "short.wav", np.full(250, 0.25, np.float32), 8000, subtype="FLOAT")
+    return tmp_path
+
+
+def test_reading_pads_files_to_whole_units(folder):
+    source = segments.source([folder / "short.wav"], 8000, 100)
+    assert source.recordings[0].units == 3
+    audio, pieces = source.read((Piece(0, 0, 3), Piece(0, 0, 2)), 0)
+    assert audio.shape == (500,)
+    np.testing.assert_array_equal(audio, np.repeat([0.25, 0.0, 0.25], [250, 50, 200]).astype(np.float32))
+    assert pieces == (Piece(0, 0, 3), Piece(0, 0, 2))
+
+
+def test_crops_are_seeded_and_avoid_silence(folder):
+    source = segments.source([folder / "quiet.wav"], 8000, 100)
+    segment = (Piece(0, None, 20),)
+    found = [source.read(segment, 0, key) for key in range(60)]
+    again = [source.read(segment, 0, key) for key in range(60)]
+    assert all((a[0] == b[0]).all() and a[1] == b[1] for a, b in zip(found, again, strict=True))
+    assert len({pieces[0].start for _, pieces in found}) > 10
+    sounding = np.mean([np.abs(audio).max() > 0 for audio, _ in found])
+    assert sounding > 0.3  # a blind draw sounds in 10 of 81 places, four tries in 41 % of cases
+
+
+def test_finding_recordings(tmp_path, folder):
+    (folder / "below").mkdir()
+    soundfile.write(folder / "below" / "b.flac", np.zeros(100), 8000)
+    (folder / "notes.txt").write_text("x", encoding="utf-8")
+    assert [path.name for path in segments.find(folder, "--x")] == ["b.flac", "quiet.wav", "short.wav"]
+    with pytest.raises(InputError, match=r"--x .*gone: no such folder"):
+        segments.find(tmp_path / "gone", "--x")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no recordings"):
+        segments.find(tmp_path / "empty", "--x")

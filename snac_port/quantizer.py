@@ -50,7 +50,7 @@ class VectorQuantize(nn.Module):
         """The entries' numbers (B, T) for channels (B, T, 8), in float32 as upstream computes the distance."""
         x, entries = _normalised(x.astype(mx.float32)), _normalised(self.codebook.weight.astype(mx.float32))
         distance = x.square().sum(-1, keepdims=True) - 2 * x @ entries.T + entries.square().sum(-1)
-        return mx.argmin(distance, axis=-1)
+        return mx.stop_gradient(mx.argmin(distance, axis=-1))
 
     def restore(self, entries: mx.array) -> mx.array:
         """Entries (B, T / stride, 8) -> latents (B, T, D)."""
@@ -70,7 +70,7 @@ class ResidualVectorQuantize(nn.Module):
         codes = []
         for level in self.quantizers:
             x = level.project(residual)
-            code = level.nearest(mx.stop_gradient(x))
+            code = level.nearest(x)
             entry = level.codebook(code)
             commitment = commitment + (x - mx.stop_gradient(entry)).square().mean()
             codebook = codebook + (mx.stop_gradient(x) - entry).square().mean()

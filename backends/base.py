@@ -18,6 +18,7 @@ Batch = Mapping[str, np.ndarray]  # int32, bool and float32 host arrays
 Arrays = dict[str, Any]  # dotted name -> native array
 Metrics = dict[str, float]
 Precision = Literal["float32", "bfloat16"]
+Window = Literal["none", "hann"]  # of an STFT; "none" is the rectangle
 Terms = Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]  # (model, native batch) -> {term: native scalar sum}
 
 

@@ -7,23 +7,24 @@ python -m snac_port.finetune --config configs/phase10_revolab_all.json --ddp
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from backends import cli, get
-from backends.base import Backend, Hooks
+from backends.base import Backend, Hooks, Section
 from backends.data import segments
 from backends.data.codes import CodeCache, default_cache
 from backends.errors import InputError
-from backends.training import baselines, codec, launch
+from backends.training import baselines, codec, launch, usage
 from backends.training.curriculum import Stage, stages
 from backends.training.loop import Result, train
 from snac_port import loss
 from snac_port.finetune_options import FinetuneOptions
 from snac_port.load import from_pretrained, save
-from snac_port.task import SNACFamily, file_codes, trains
+from snac_port.task import SNACFamily, count_codes, file_codes, trains
 
 
 def main(options: FinetuneOptions) -> None:
@@ -42,7 +43,7 @@ def finetune(options: FinetuneOptions) -> Result:
     backend = get(options.backend, options.device)
     say = print if backend.world.rank == 0 else (lambda _line: None)
     model: Any = from_pretrained(options.pretrained_model, backend.name, options.device)
-    task, identity = _task(options, backend, model)
+    family, task, identity = _task(options, backend, model)
     backend.train_only(
         model, lambda name: trains(name, encoder=not options.freeze_encoder, quantiser=not options.freeze_vq)
     )
@@ -52,11 +53,11 @@ def finetune(options: FinetuneOptions) -> Result:
     )
     for stage in task.plan.stages:
         say(f"baseline at {stage.name}: validation loss {measured.values[stage.name]['val_loss']:.4f}")
-    task = replace(task, family=replace(task.family, hooks=_hooks(options, backend, measured)))
+    task = replace(task, family=replace(family, hooks=_hooks(options, family, task, measured)))
     settings = {name: value for name, value in asdict(options).items() if name not in _MAY_DIFFER}
     result = train(
         backend, model, task, options.training(), title=f"SNAC: {options.experiment_name}", identity=identity,
-        settings={**settings, "schedule": "cosine"},
+        settings={**settings, "schedule": "cosine"}, precision=options.precision,
     )  # fmt: skip
     for name, share in measured.improvements(options.output_dir).items():
         say(f"{name}: best validation loss {100 * share:.1f} % under its baseline")
@@ -72,8 +73,8 @@ _MAY_DIFFER = {
 }  # fmt: skip
 
 
-def _task(options: FinetuneOptions, backend: Backend, model: Any) -> tuple[codec.CodecTask, dict[str, str]]:
-    """The task, and what must stay the same for a run to continue."""
+def _task(options: FinetuneOptions, backend: Backend, model: Any) -> tuple[SNACFamily, codec.CodecTask, dict[str, str]]:
+    """The family, the task, and what must stay the same for a run to continue."""
     config = model.config
     train_files, val_files = (
         segments.find(folder, option)
@@ -98,7 +99,7 @@ def _task(options: FinetuneOptions, backend: Backend, model: Any) -> tuple[codec
         "validation data": segments.fingerprint(held_out),
         "pretrained model": backend.fingerprint(backend.parameters(model)),
     }
-    return codec.CodecTask(family, training, held_out, plan, backend.world, _exporter(options)), identity
+    return family, codec.CodecTask(family, training, held_out, plan, backend.world, _exporter(options)), identity
 
 
 def _cache(backend: Backend, model: Any, paths: Sequence[Path]) -> CodeCache:
@@ -113,11 +114,15 @@ def _cache(backend: Backend, model: Any, paths: Sequence[Path]) -> CodeCache:
 
 
 def _check_lengths(made: Sequence[Stage], options: FinetuneOptions, rate_hz: int) -> None:
-    for stage in made:
-        if round(stage.length_s * rate_hz) <= max(options.n_ffts) // 2:
+    """Spectra are centred on a segment's first sample, so that half a window is reflected there."""
+    windows = {f"--n-ffts {max(options.n_ffts)}": max(options.n_ffts)}
+    if options.mel_weight:
+        windows["--mel-weight, whose largest window is 2048,"] = 2048
+    for (option, window), stage in product(windows.items(), made):
+        if round(stage.length_s * rate_hz) <= window // 2:
             raise InputError(
-                f"--n-ffts {max(options.n_ffts)} needs segments longer than {max(options.n_ffts) / 2 / rate_hz:.2f} s, "
-                f"a stage has {stage.length_s} s: give smaller n_ffts or longer segments"
+                f"{option} needs segments longer than {window / 2 / rate_hz:.2f} s, a stage has {stage.length_s} s: "
+                "give longer segments, smaller n_ffts or no mel term"
             )
 
 
@@ -137,8 +142,14 @@ def _exporter(options: FinetuneOptions) -> Any:
     return export
 
 
-def _hooks(options: FinetuneOptions, backend: Backend, measured: baselines.Baselines) -> Hooks:
-    return Hooks(judged=measured.judged, sections=lambda _model: [measured.section(options.output_dir)])
+def _hooks(options: FinetuneOptions, family: SNACFamily, task: codec.CodecTask, measured: baselines.Baselines) -> Hooks:
+    held_out = [recording.path for recording in (task.held_out or task.train).recordings]
+
+    def sections(model: Any) -> list[Section]:
+        counts = count_codes(model, held_out, family.cache)
+        return [measured.section(options.output_dir), usage.section(counts, "recordings to validate on")]
+
+    return Hooks(judged=measured.judged, sections=sections)
 
 
 def _describe(options: FinetuneOptions, backend: Backend, model: Any, task: codec.CodecTask) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from backends.base import Precision, Window
 from backends.errors import InputError
 from backends.training.options import TrainOptions
 
@@ -60,7 +61,7 @@ class FinetuneOptions:
     """Clip gradients to this global norm; 0 turns clipping off."""
     ema_decay: float = 0.0
     """Average the weights with this decay for validation, samples and exports; 0: off."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """bfloat16: autocast, PyTorch only."""
     l1_weight: float = 1.0
     """Weight of the mean absolute difference of the samples."""
@@ -68,7 +69,7 @@ class FinetuneOptions:
     """Weight of the mean absolute difference of STFT magnitudes, averaged over n_ffts."""
     n_ffts: tuple[int, ...] = (1024, 2048, 4096)
     """Sizes of the STFT."""
-    stft_window: Literal["none", "hann"] = "none"
+    stft_window: Window = "none"
     """none is the seed's rectangular window."""
     mel_weight: float = 0.0
     """Weight of the multi-scale log-mel difference; 0: off."""
@@ -126,6 +127,7 @@ class FinetuneOptions:
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
             max_norm=self.grad_clip,
+            ema_decay=self.ema_decay,
             warmup_steps=self.warmup_steps,
             schedule="cosine",
             lr_min_ratio=self.lr_min_ratio,

@@ -11,6 +11,7 @@ are those of the snac package before version 1.2 (`snac_port.quantizer.Quantized
 
 from dataclasses import dataclass
 
+from backends.base import Window
 from backends.data.mel import DAC_SCALES
 from backends.training.counts import mel_count, stft_count
 from snac_port.config import SNACConfig
@@ -24,7 +25,7 @@ class LossSpec:
     l1_weight: float
     stft_weight: float
     n_ffts: tuple[int, ...]
-    stft_window: str
+    stft_window: Window
     mel_weight: float
     quantiser_weights: dict[str, float]  # of "commitment" and "codebook", where they take part
     rate_hz: int

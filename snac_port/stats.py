@@ -15,6 +15,8 @@ import numpy as np
 from backends import cli
 from backends.atomic import write_atomically, write_text
 from backends.data.stream import open_audio
+from backends.training.report import figure
+from backends.training.usage import draw
 from snac_port import files
 from snac_port.codec import Codec
 from snac_port.codefile import SUFFIX, CodeFile
@@ -71,7 +73,7 @@ def main(options: StatsOptions) -> None:
     content = {"files": len(work), "seconds": round(seconds, 3), "levels": [asdict(level) for level in found]}
     write_text(options.output, json.dumps(content, indent=1))
     picture = options.output.with_suffix(".png")
-    write_atomically(picture, lambda staging: _draw(staging, counts, found))
+    write_atomically(picture, lambda staging: _draw(staging, counts))
     print(f"{options.output}, {picture}: {len(work)} file(s), {seconds:.1f} s")
 
 
@@ -106,20 +108,10 @@ def _usage(level: int, stride: int, counts: np.ndarray) -> Usage:
     return Usage(level, stride, int(counts.sum()), counts.size, shares.size, entropy, 2**entropy)
 
 
-def _draw(path: Path, counts: np.ndarray, found: list[Usage]) -> None:
-    """Each level's entries, most frequent first, as shares of all its codes."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4), layout="constrained", dpi=110)
-    axes = figure.add_subplot()
-    for row, level in zip(counts, found, strict=True):
-        shares = np.sort(row[row > 0])[::-1] / max(1, row.sum())
-        label = f"level {level.level}: {level.used} of {level.entries} used, perplexity {level.perplexity:.0f}"
-        axes.plot(np.arange(1, shares.size + 1), shares, label=label)
-    axes.set(xscale="log", yscale="log", xlabel="entries, most frequent first", ylabel="share of the codes")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, format="png")
+def _draw(path: Path, counts: np.ndarray) -> None:
+    drawing = figure(8, 4)
+    draw(drawing.add_subplot(), counts)
+    drawing.savefig(path, format="png")
 
 
 if __name__ == "__main__":

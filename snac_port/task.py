@@ -16,6 +16,7 @@ import numpy as np
 from backends.base import Batch, Hooks
 from backends.data import audio as audio_files
 from backends.data.codes import CodeCache
+from backends.training import usage
 from snac_port import codes as layout
 from snac_port.codec import Codec
 from snac_port.config import SNACConfig
@@ -61,6 +62,15 @@ class SNACFamily:
 
     def reconstruct(self, model: Codec, audio: np.ndarray, seed: int) -> np.ndarray:
         return model.decode(model.encode(audio), seed=seed)
+
+
+def count_codes(model: Codec, recordings: Sequence[Path], cache: CodeCache | None, most: int = 64) -> np.ndarray:
+    """How often each entry occurs, (levels, entries), in at most so many of the recordings, evenly chosen."""
+    config, counts = model.config, 0
+    for path in recordings[:: -(-len(recordings) // most)]:
+        rows = (file_codes(model, path) if cache is None else cache(path)).T
+        counts = counts + usage.count(layout.to_levels(rows, config), config.codebook_size)
+    return np.asarray(counts)
 
 
 def file_codes(model: Codec, path: Path) -> np.ndarray:

@@ -3,15 +3,12 @@
 Terms are sums over everything; `backends.training.counts` has what to divide them by.
 """
 
-from typing import Literal
-
 import mlx.core as mx
 import numpy as np
 
+from backends.base import Window
 from backends.data.mel import mel_filters
 from backends.errors import InputError
-
-Window = Literal["none", "hann"]
 
 
 def spectra(

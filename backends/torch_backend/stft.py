@@ -4,15 +4,12 @@ Terms are sums over everything; `backends.training.counts` has what to divide th
 autocast.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 
+from backends.base import Window
 from backends.data.mel import mel_filters
 from backends.errors import InputError
-
-Window = Literal["none", "hann"]
 
 
 def spectra(

@@ -105,13 +105,14 @@ class CodecTask:
 
     def validation(self, epoch: int) -> Iterator[Batch]:
         """The same crops and noise for a stage, whatever the epoch."""
-        if self.held_out is None:
+        source = self.held_out
+        if source is None:
             return
-        segments = self.held_out.plan(self._units(epoch), seed=self.plan.seed, epoch=0)
+        segments = source.plan(self._units(epoch), seed=self.plan.seed, epoch=0)
         numbered = list(enumerate(segments))[: self.plan.validation_segments]
         with ThreadPoolExecutor(self.plan.workers) as pool:
             for group in batches_of(numbered, min(self.plan.validation_batch, self._micro_size(epoch))):
-                loaded = list(pool.map(lambda item: self._load(self.held_out, item, VALIDATE, 0), group))
+                loaded = list(pool.map(lambda item: self._load(source, item, VALIDATE, 0), group))
                 yield self._batch(loaded, epoch, training=False)
 
     def sample(self, model: Any, step: int) -> list[Sample]:

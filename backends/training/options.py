@@ -31,6 +31,8 @@ class TrainOptions:
     """Batches per optimizer step; equals one batch that many times larger."""
     max_norm: float = 1.0
     """Clip gradients to this global norm; 0 turns clipping off."""
+    ema_decay: float = 0.0
+    """Average the weights with this decay, such as 0.999, for validation, samples and exports; 0 turns it off."""
     warmup_steps: int = 0
     """Optimizer steps over which the learning rate rises."""
     schedule: Schedule = "constant"
@@ -76,7 +78,12 @@ class TrainOptions:
             raise InputError(f"--learning-rate {self.learning_rate}: expected a positive number")
 
     def optim(self) -> OptimSpec:
-        return OptimSpec(self.optimizer, weight_decay=self.weight_decay, max_norm=self.max_norm or None)
+        return OptimSpec(
+            self.optimizer,
+            weight_decay=self.weight_decay,
+            max_norm=self.max_norm or None,
+            ema_decay=self.ema_decay or None,
+        )
 
 
 # Options that may change between a run and its continuation: they do not alter what has been computed so far.

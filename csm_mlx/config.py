@@ -67,6 +67,10 @@ class MimiConfig:
             samples *= ratio
         return samples
 
+    def settings(self) -> dict[str, Any]:
+        """The same as a plain dictionary, which is what `backends.layouts` knows of a codec."""
+        return {**asdict(self), "ratios": list(self.ratios)}
+
 
 @dataclass(frozen=True)
 class CSMConfig:
@@ -87,9 +91,7 @@ class CSMConfig:
 
     def settings(self) -> dict[str, Any]:
         """The same as a plain dictionary, which is what `backends.layouts` knows of a model."""
-        settings = asdict(self)
-        settings["mimi"]["ratios"] = list(self.mimi.ratios)
-        return settings
+        return {**asdict(self), "mimi": self.mimi.settings()}
 
     def to_json(self) -> dict[str, Any]:
         """Our own config.json."""

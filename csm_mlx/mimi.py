@@ -1,7 +1,8 @@
 """The Mimi codec: 24 kHz audio to 12.5 frames of codes per second and back (arXiv:2410.00037).
 
 Audio is (B, samples), codes (B, K, T); names follow transformers' files. Streaming state is a plain dict (a new one per
-stream) that `encode_step` and `decode_step` read and replace.
+stream) that `encode_step` and `decode_step` read and replace. What `backends.training.rvq_codec` trains through are
+`latents`, `quantize` and `synthesise`, which see their input in one piece.
 """
 
 import mlx.core as mx
@@ -59,15 +60,41 @@ class Mimi(nn.Module):
 
     def encode_step(self, audio: mx.array, state: State) -> mx.array:
         """The codes of the next whole frames of a stream."""
-        x = self.encoder(audio[..., None], state)
-        x = self.encoder_transformer(x, state, "encoder_transformer")
-        return self.quantizer.encode(self.downsample(x, state, "downsample"))
+        return self.quantizer.encode(self.latents(audio, state))
 
     def decode_step(self, codes: mx.array, state: State) -> mx.array:
         """The audio of the next frames of a stream."""
-        x = self.upsample(self.quantizer.decode(codes), state, "upsample")
+        return self.synthesise(self.quantizer.decode(codes), state)
+
+    def latents(self, audio: mx.array, state: State | None = None) -> mx.array:
+        """Audio (B, T frame_samples), of a new stream or the next of `state` -> latents (B, T, D)."""
+        state = {} if state is None else state
+        x = self.encoder(audio[..., None], state)
+        x = self.encoder_transformer(x, state, "encoder_transformer")
+        return self.downsample(x, state, "downsample")
+
+    def synthesise(self, latents: mx.array, state: State | None = None) -> mx.array:
+        """Latents (B, T, D), of a new stream or the next of `state` -> audio (B, T frame_samples)."""
+        state = {} if state is None else state
+        x = self.upsample(latents, state, "upsample")
         x = self.decoder_transformer(x, state, "decoder_transformer")
         return self.decoder(x, state)[..., 0]
+
+    def quantize(
+        self,
+        latents: mx.array,
+        active: mx.array,
+        bypass: mx.array,
+        offered: mx.array | None = None,
+        priority: mx.array | None = None,
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """`ResidualQuantizer.quantize` for latents (B, T, D) with the first `active` (B,) of all K codebooks."""
+        return self.quantizer.quantize(latents, active, bypass, offered, priority)
+
+    def quantised(self, latents: mx.array) -> dict[str, mx.array]:
+        """What each residual quantiser gets of latents (B, T, D), by its dotted name."""
+        halves = {"semantic": self.quantizer.semantic, "acoustic": self.quantizer.acoustic}
+        return {f"quantizer.{name}.rvq": half.input_proj(latents) for name, half in halves.items()}
 
     def _chunk_frames(self) -> int:
         return max(1, CHUNK_S * self.config.sample_rate_hz // self.config.frame_samples)
@@ -91,6 +118,21 @@ class SplitQuantizer(nn.Module):
         x = self.semantic.decode(codes[:, :split])
         return x + self.acoustic.decode(codes[:, split:]) if codes.shape[1] > split else x
 
+    def quantize(
+        self,
+        x: mx.array,
+        active: mx.array,
+        bypass: mx.array,
+        offered: mx.array | None = None,
+        priority: mx.array | None = None,
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """Both halves on the same draws; the semantic codebooks are the first of the active ones."""
+        split, draws = self.semantic_codebooks, (bypass, offered, priority)
+        first, first_codes, first_commitment = self.semantic.quantize(x, mx.minimum(active, split), *draws)
+        rest, rest_codes, rest_commitment = self.acoustic.quantize(x, mx.maximum(active - split, 0), *draws)
+        codes = mx.concatenate([first_codes, rest_codes], axis=1)
+        return first + rest, codes, first_commitment + rest_commitment
+
 
 class ProjectedQuantizer(nn.Module):
     """A residual quantiser between two linear maps."""
@@ -106,6 +148,12 @@ class ProjectedQuantizer(nn.Module):
 
     def decode(self, codes: mx.array) -> mx.array:
         return self.output_proj(self.rvq.decode(codes))
+
+    def quantize(
+        self, x: mx.array, active: mx.array, *draws: mx.array | None
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        latents, codes, commitment = self.rvq.quantize(self.input_proj(x), active, *draws)  # type: ignore[arg-type]
+        return self.output_proj(latents), codes, commitment
 
 
 class Transformer(nn.Module):

@@ -1,0 +1,143 @@
+"""A run that trains a codec with averaged codebooks, as the commands for Mimi and EnCodec start it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from backends.base import Backend, Hooks, Section, TrainStep
+from backends.data import segments
+from backends.errors import InputError
+from backends.training import baselines, codec, rvq_codec, usage
+from backends.training.codec_options import MAY_DIFFER, CodecOptions
+from backends.training.curriculum import Stage, stages
+from backends.training.loop import Result, train
+from backends.training.rvq_codec import RVQFamily, Unquantised
+
+
+@dataclass(frozen=True)
+class Codec:
+    """What a command says of its codec."""
+
+    name: str
+    model: Any  # see `backends.training.rvq_codec`
+    from_scratch: bool  # whether its weights are random
+    rate_hz: int
+    frame_samples: int
+    codebooks: int
+    entries: int
+    code_width: int
+    decodes: Callable[[str], bool]  # whether a parameter of this name is the decoder's
+    write: Callable[[Path], Path]  # into this folder; returns the weights file
+
+
+def run(found: Codec, options: CodecOptions, backend: Backend) -> Result:
+    """Train the codec as the options say, or continue the run in their output_dir."""
+    say = print if backend.world.rank == 0 else (lambda _line: None)
+    model = found.model
+    task, family, identity = _task(found, options, backend)
+    backend.train_only(model, found.decodes if options.decoder_only else lambda name: ".rvq." not in name)
+    say(_describe(found, options, backend, task))
+    key = str(sorted(identity.items()))
+    measured = baselines.measure(backend, model, task, task.plan.stages, options.output_dir, key)
+    for stage in task.plan.stages:
+        say(f"baseline at {stage.name}: validation loss {measured.values[stage.name]['val_loss']:.4f}")
+    if not options.decoder_only:
+        rvq_codec.collect(family, model)
+    family = replace(family, hooks=_hooks(found, options, backend, family, task, measured))
+    settings = {name: value for name, value in asdict(options).items() if name not in MAY_DIFFER}
+    result = train(
+        backend, model, replace(task, family=family), options.training(), title=f"{found.name}: codec training",
+        identity=identity, settings=settings, precision=options.precision,
+    )  # fmt: skip
+    for name, share in measured.improvements(options.output_dir).items():
+        say(f"{name}: best validation loss {100 * share:.1f} % under its baseline")
+    say(f"weights: {options.output_dir / 'best'}\nreport: {result.report}")
+    return result
+
+
+def _task(
+    found: Codec, options: CodecOptions, backend: Backend
+) -> tuple[codec.CodecTask, RVQFamily, dict[str, str]]:
+    """The task, its family, and what must stay the same for a run to continue."""
+    training, held_out = (
+        segments.source(segments.find(folder, option), found.rate_hz, found.frame_samples)
+        for folder, option in ((options.train_data, "--train-data"), (options.val_data, "--val-data"))
+    )
+    loss = options.loss(rate_hz=found.rate_hz, frame_samples=found.frame_samples, code_width=found.code_width)
+    quantising = options.quantising(from_scratch=found.from_scratch)
+    family = RVQFamily(loss, found.codebooks, quantising, backend.name)
+    plan = codec.CodecPlan(
+        stages=stages(options.curriculum, options.epochs, options.batch_size, options.segment_length),
+        seed=options.seed,
+        micro_batch_s=options.micro_batch_seconds,
+        workers=options.num_workers,
+        samples=options.samples,
+    )
+    _check_lengths(plan.stages, options, found.rate_hz)
+    weights = {**backend.parameters(found.model), **rvq_codec.buffers(family, found.model)}
+    identity = {
+        "training data": segments.fingerprint(training),
+        "validation data": segments.fingerprint(held_out),
+        "codec to start from": backend.fingerprint(weights),
+    }
+
+    def export(_model: Any, directory: Path, label: str) -> Path:
+        return found.write(directory / ("best" if label == "best" else "last"))
+
+    return codec.CodecTask(family, training, held_out, plan, backend.world, export), family, identity
+
+
+def _hooks(
+    found: Codec, options: CodecOptions, backend: Backend, family: RVQFamily, task: codec.CodecTask,
+    measured: baselines.Baselines,
+) -> Hooks:  # fmt: skip
+    source = task.held_out or task.train
+
+    def sections(model: Any) -> list[Section]:
+        counts = rvq_codec.code_counts(family, model, source, found.entries)
+        return [measured.section(options.output_dir), usage.section(counts, "recordings to validate on")]
+
+    def make_step() -> TrainStep:
+        training = options.training()
+        step = backend.train_step(
+            found.model, family.terms, training.optim(), seed=options.seed, compile=backend.has_gpu,
+            precision=options.precision,
+        )  # fmt: skip
+        return Unquantised(step, family.quantising.start, backend)
+
+    if options.decoder_only:
+        return Hooks(judged=measured.judged, sections=sections)
+    learning = rvq_codec.codebook_hooks(family, task.train, options.seed)
+    return replace(learning, judged=measured.judged, sections=sections, make_step=make_step)
+
+
+def _check_lengths(made: Sequence[Stage], options: CodecOptions, rate_hz: int) -> None:
+    """Spectra are centred on a segment's first sample, so that half a window is reflected there."""
+    windows = {f"--n-ffts {max(options.n_ffts)}": max(options.n_ffts)}
+    if options.mel_weight:
+        windows["--mel-weight, whose largest window is 2048,"] = 2048
+    for (option, window), stage in product(windows.items(), made):
+        if round(stage.length_s * rate_hz) <= window // 2:
+            raise InputError(
+                f"{option} needs segments longer than {window / 2 / rate_hz:.2f} s, a stage has {stage.length_s} s: "
+                "give longer segments, smaller n_ffts or no mel term"
+            )
+
+
+def _describe(found: Codec, options: CodecOptions, backend: Backend, task: codec.CodecTask) -> str:
+    trained = sum(value.size if backend.name == "mlx" else value.numel() for value in backend.trainable(found.model).values())
+    held_out = task.held_out or task.train
+    lines = [
+        f"{found.name}: trains {trained:,} parameters on {backend.name} in {backend.world.size} process(es)",
+        f"{len(task.train.recordings)} recordings to train on, {len(held_out.recordings)} to validate on",
+    ]
+    for stage in task.plan.stages:
+        lines.append(f"epochs {stage.first}-{stage.last}: {stage.length_s} s, batches of {stage.batch_size}")
+    start = options.quantising(from_scratch=found.from_scratch).start
+    if start:
+        lines.append(f"{start} updates without quantisation, then k-means starts the codebooks")
+    if not options.decoder_only and not found.from_scratch:
+        lines.append("encoder and codebooks train: codes will change, and models of the old ones no longer fit")
+    return "\n".join(lines)

@@ -14,16 +14,18 @@ from typing import Any
 from tqdm import tqdm
 
 from backends import cli, get
-from backends.base import Backend, Hooks, Section
+from backends.base import Backend, Hooks, Section, TrainStep
 from backends.data import segments
 from backends.data.codes import CodeCache, default_cache
 from backends.errors import InputError
 from backends.training import baselines, codec, launch, usage
 from backends.training.curriculum import Stage, stages
 from backends.training.loop import Result, train
+from backends.training.rvq_codec import Unquantised
 from snac_port import loss
 from snac_port.finetune_options import FinetuneOptions
 from snac_port.load import from_pretrained, save
+from snac_port.start import starter
 from snac_port.task import SNACFamily, count_codes, file_codes, trains
 
 
@@ -53,7 +55,7 @@ def finetune(options: FinetuneOptions) -> Result:
     )
     for stage in task.plan.stages:
         say(f"baseline at {stage.name}: validation loss {measured.values[stage.name]['val_loss']:.4f}")
-    task = replace(task, family=replace(family, hooks=_hooks(options, family, task, measured)))
+    task = replace(task, family=replace(family, hooks=_hooks(options, backend, model, family, task, measured)))
     settings = {name: value for name, value in asdict(options).items() if name not in _MAY_DIFFER}
     result = train(
         backend, model, task, options.training(), title=f"SNAC: {options.experiment_name}", identity=identity,
@@ -80,20 +82,21 @@ def _task(options: FinetuneOptions, backend: Backend, model: Any) -> tuple[SNACF
         segments.find(folder, option)
         for folder, option in ((options.train_data, "--train-data"), (options.val_data, "--val-data"))
     )
+    made = stages(options.curriculum, options.num_epochs, options.batch_size, options.segment_length)
+    _check_lengths(made, options, config.sampling_rate)
     cache = _cache(backend, model, [*train_files, *val_files]) if options.decoder_only else None
     training, held_out = (
         segments.source(paths, config.sampling_rate, config.unit_samples) for paths in (train_files, val_files)
     )
     family = SNACFamily(config, loss.spec(options, config), backend.name, cache)
     plan = codec.CodecPlan(
-        stages=stages(options.curriculum, options.num_epochs, options.batch_size, options.segment_length),
+        stages=made,
         seed=options.random_seed,
         micro_batch_s=options.micro_batch_seconds,
         workers=options.num_workers,
         samples=options.samples,
         validation_batch=options.eval_batch_size,
     )
-    _check_lengths(plan.stages, options, config.sampling_rate)
     identity = {
         "training data": segments.fingerprint(training),
         "validation data": segments.fingerprint(held_out),
@@ -142,14 +145,30 @@ def _exporter(options: FinetuneOptions) -> Any:
     return export
 
 
-def _hooks(options: FinetuneOptions, family: SNACFamily, task: codec.CodecTask, measured: baselines.Baselines) -> Hooks:
+def _hooks(
+    options: FinetuneOptions, backend: Backend, model: Any, family: SNACFamily, task: codec.CodecTask,
+    measured: baselines.Baselines,
+) -> Hooks:  # fmt: skip
     held_out = [recording.path for recording in (task.held_out or task.train).recordings]
 
     def sections(model: Any) -> list[Section]:
         counts = count_codes(model, held_out, family.cache)
         return [measured.section(options.output_dir), usage.section(counts, "recordings to validate on")]
 
-    return Hooks(judged=measured.judged, sections=sections)
+    hooks = Hooks(judged=measured.judged, sections=sections)
+    if not options.quantize_after:
+        return hooks
+
+    def make_step() -> TrainStep:
+        training = options.training()
+        step = backend.train_step(
+            model, family.terms, training.optim(), seed=training.seed, compile=backend.has_gpu,
+            precision=options.precision,
+        )  # fmt: skip
+        return Unquantised(step, options.quantize_after, backend, family.loss.quantiser_terms)
+
+    start = starter(task.train, model.config.codebook_size, options.quantize_after, options.random_seed)
+    return replace(hooks, make_step=make_step, after_step=start)
 
 
 def _describe(options: FinetuneOptions, backend: Backend, model: Any, task: codec.CodecTask) -> str:

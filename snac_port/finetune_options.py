@@ -81,6 +81,8 @@ class FinetuneOptions:
     """Keep the encoder."""
     freeze_vq: bool = True
     """Keep the quantiser. With both kept, tokens stay what they are and are computed once."""
+    quantize_after: int = 0
+    """Updates without quantisation, then k-means starts the codebooks: for training from random weights."""
     adversarial: bool = False
     """Train against DAC's discriminators too; about nine times the work."""
     adversarial_learning_rate: float = 1e-4
@@ -113,6 +115,15 @@ class FinetuneOptions:
         for name in ("segment_length", "num_workers", "eval_batch_size", "save_every"):
             if getattr(self, name) <= 0:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected more than 0")
+
+        if self.quantize_after < 0:
+            raise InputError(f"--quantize-after {self.quantize_after}: expected 0 or more")
+        if self.quantize_after and (self.freeze_encoder or self.freeze_vq or self.ema_decay):
+            raise InputError(
+                f"--quantize-after {self.quantize_after} is for training everything from random weights: it needs "
+                "--no-freeze-encoder and --no-freeze-vq, and no --ema-decay"
+            )
+        self.training().optim()
 
     @property
     def decoder_only(self) -> bool:

@@ -33,7 +33,8 @@ def rebuilt(
         codes = [batch[f"codes_{level}"] for level in range(spec.levels)]
         latents, extra = mx.stop_gradient(model.quantizer.from_codes(codes)), {}
     else:
-        quantized = model.quantizer(model.encoder(mx.pad(audio, [(0, 0), (0, -samples % spec.unit_samples)])))
+        latents = model.encoder(mx.pad(audio, [(0, 0), (0, -samples % spec.unit_samples)]))
+        quantized = model.quantizer(latents, batch["bypass"])
         latents, extra = quantized.latents, _quantiser_terms(quantized, B, spec)
     return audio, model.decoder(latents, noise)[:, :samples], extra
 

@@ -57,6 +57,10 @@ class SNAC(nn.Module, Codec):
         quantized = self.quantizer(self.encoder(audio))
         return self.decoder(quantized.latents, noise), quantized
 
+    def start_codebooks(self, audio: np.ndarray, seed: int) -> None:
+        """Start the codebooks of the first rank from audio (B, samples) of whole units, and give them to all."""
+        self.quantizer.start(self.encoder(mx.array(audio)), seed)
+
     def encode_window(self, audio: np.ndarray) -> list[np.ndarray]:
         codes = self.quantizer.encode(self.encoder(mx.array(audio)))
         mx.eval(codes)

@@ -9,9 +9,13 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
+from backends.mlx_backend.world import sum_arrays, world
+from backends.seeds import mix
 from snac_port.config import SNACConfig
 from snac_port.layers import Conv1d
+from snac_port.start import start_codebook
 
 _SMALLEST = 1e-12  # upstream's guard of a norm
 
@@ -64,7 +68,8 @@ class ResidualVectorQuantize(nn.Module):
         super().__init__()
         self.quantizers = [VectorQuantize(config, stride) for stride in config.vq_strides]
 
-    def __call__(self, latents: mx.array) -> Quantized:
+    def __call__(self, latents: mx.array, bypass: mx.array | None = None) -> Quantized:
+        """Latents (B, T, D), T whole units. Where `bypass` (B,) says so, entries do not replace what they are near."""
         residual, total = latents, mx.zeros_like(latents)
         commitment = codebook = mx.array(0.0)
         codes = []
@@ -74,10 +79,22 @@ class ResidualVectorQuantize(nn.Module):
             entry = level.codebook(code)
             commitment = commitment + (x - mx.stop_gradient(entry)).square().mean()
             codebook = codebook + (mx.stop_gradient(x) - entry).square().mean()
-            restored = level.restore(x + mx.stop_gradient(entry - x))
+            chosen = x + mx.stop_gradient(entry - x)
+            restored = level.restore(chosen if bypass is None else mx.where(bypass[:, None, None], x, chosen))
             residual, total = residual - restored, total + restored
             codes.append(code)
         return Quantized(total, codes, commitment, codebook)
+
+    def start(self, latents: mx.array, seed: int) -> None:
+        """Start the codebooks of the first rank from latents (B, T, D) and give them to all."""
+        residual = latents
+        for index, level in enumerate(self.quantizers):
+            x = level.project(residual)
+            table = start_codebook(np.array(x.astype(mx.float32)), level.codebook.weight.shape[0], mix(seed, index))
+            mine = mx.array(table if world().rank == 0 else np.zeros_like(table))
+            level.codebook.weight = sum_arrays({"table": mine})["table"]
+            residual = residual - level.restore(level.codebook(level.nearest(x)))
+        mx.eval(self.parameters())
 
     def encode(self, latents: mx.array) -> list[mx.array]:
         """Latents (B, T, D) -> codes per level (B, T / stride)."""

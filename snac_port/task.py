@@ -42,9 +42,11 @@ class SNACFamily:
         return None if self.cache is None else self.cache(path)
 
     def batch(self, audio: np.ndarray, codes: np.ndarray | None, keys: Sequence[int], *, training: bool) -> Batch:
-        """audio (B, samples); codes_i (B, T) per level; noise_i (B, T) per decoder block."""
+        """audio (B, samples); codes_i (B, T) per level, or bypass (B,); noise_i (B, T) per decoder block."""
         batch = {"audio": audio.astype(np.float32)}
-        if codes is not None:
+        if codes is None:
+            batch["bypass"] = np.zeros(len(audio), bool)
+        else:
             levels = layout.to_levels(codes.swapaxes(1, 2), self.config)
             batch |= {f"codes_{level}": np.ascontiguousarray(codes) for level, codes in enumerate(levels)}
         frames = self.config.frames(audio.shape[1])

@@ -21,11 +21,14 @@ from backends.errors import missing_extra
 from backends.layouts.checkpoint import Checkpoint
 from backends.layouts.rules import to_ours
 from backends.layouts.snac import rules
+from backends.seeds import mix
 from backends.torch_backend import files
 from backends.torch_backend.tiling import over_time
+from backends.torch_backend.world import sum_arrays, world
 from snac_port import load
 from snac_port.codec import Codec
 from snac_port.config import SNACConfig, of_settings
+from snac_port.start import start_codebook
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=DeprecationWarning)
@@ -84,8 +87,8 @@ class SNAC(Codec, snac.SNAC):
             x = _encoder_block(layer, x, whole) if isinstance(layer, layers.EncoderBlock) else layer(x)
         return x
 
-    def quantize(self, latents: torch.Tensor) -> Quantized:
-        """Upstream's quantiser, with the terms it had before version 1.2."""
+    def quantize(self, latents: torch.Tensor, bypass: torch.Tensor | None = None) -> Quantized:
+        """Upstream's quantiser, with the terms it had before version 1.2; `bypass` (B,) as in `snac_port.quantizer`."""
         residual, total = latents, torch.zeros_like(latents)
         commitment = codebook = latents.new_zeros(())
         codes = []
@@ -95,10 +98,25 @@ class SNAC(Codec, snac.SNAC):
             entry, code = level.decode_latents(x)
             commitment = commitment + F.mse_loss(x, entry.detach())
             codebook = codebook + F.mse_loss(x.detach(), entry)
-            restored = level.out_proj(x + (entry - x).detach()).repeat_interleave(level.stride, dim=-1)
+            chosen = x + (entry - x).detach()
+            chosen = chosen if bypass is None else torch.where(bypass[:, None, None], x, chosen)
+            restored = level.out_proj(chosen).repeat_interleave(level.stride, dim=-1)
             residual, total = residual - restored, total + restored
             codes.append(code)
         return Quantized(total, codes, commitment, codebook)
+
+    @torch.no_grad()
+    def start_codebooks(self, audio: np.ndarray, seed: int) -> None:
+        """Start the codebooks of the first rank from audio (B, samples) of whole units, and give them to all."""
+        residual = self.encode_latents(self._native(audio))
+        for index, level in enumerate(cast(Iterable[Any], self.quantizer.quantizers)):
+            x = level.in_proj(F.avg_pool1d(residual, level.stride, level.stride) if level.stride > 1 else residual)
+            channels = x.transpose(1, 2).float().cpu().numpy()
+            table = start_codebook(channels, level.codebook.weight.shape[0], mix(seed, index))
+            mine = self._native(table if world().rank == 0 else np.zeros_like(table))
+            level.codebook.weight.copy_(sum_arrays({"table": mine})["table"])
+            entry, _ = level.decode_latents(x)
+            residual = residual - level.out_proj(entry).repeat_interleave(level.stride, dim=-1)
 
     def decode_latents(self, latents: torch.Tensor, noise: Noise = None) -> torch.Tensor:
         """Latents (B, D, T) -> audio (B, samples). `noise` holds a tensor (B or 1, 1, T) per block; None is silence."""

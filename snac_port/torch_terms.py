@@ -34,7 +34,8 @@ def rebuilt(
         codes = [batch[f"codes_{level}"] for level in range(spec.levels)]
         latents, extra = model.quantizer.from_codes(codes).detach(), {}
     else:
-        quantized = model.quantize(model.encoder(F.pad(audio, (0, -samples % spec.unit_samples))[:, None]))
+        latents = model.encode_latents(F.pad(audio, (0, -samples % spec.unit_samples)))
+        quantized = model.quantize(latents, batch["bypass"])
         latents, extra = quantized.latents, _quantiser_terms(quantized, B, spec)
     return audio, model.decode_latents(latents, noise)[:, :samples], extra
 

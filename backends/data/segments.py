@@ -79,6 +79,14 @@ class Source:
         read = [self._piece(piece, draw) for piece in segment]
         return np.concatenate([samples for samples, _ in read]), tuple(piece for _, piece in read)
 
+    def excerpts(self, wanted: int, length: int, *keys: int) -> Iterator[np.ndarray]:
+        """Segments of at most `length` units in a seeded order, (samples,) each, until there are `wanted` units."""
+        length = min(length, sum(recording.units for recording in self.recordings))
+        for number, segment in enumerate(self.plan(length, seed=keys[0], epoch=0)):
+            if number * length >= wanted:
+                return
+            yield self.read(segment, *keys, number)[0]
+
     def _piece(self, piece: Piece, draw: np.random.Generator) -> tuple[np.ndarray, Piece]:
         recording = self.recordings[piece.file]
         whole = audio.read(recording.path, self.rate_hz)

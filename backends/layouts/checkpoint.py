@@ -9,8 +9,8 @@ import numpy as np
 from backends import hub
 from backends.adapters.strict import check_names, check_shapes
 from backends.errors import InputError
-from backends.layouts.families import Family, Settings, family
-from backends.layouts.files import blank, blanks, open_tensors, read_json
+from backends.layouts.families import Companion, Family, Settings, family
+from backends.layouts.files import blank, blanks, metadata, open_tensors, read_json
 from backends.layouts.rules import Absent, AnyRule, renamed, to_ours, to_theirs
 
 Tensors = Mapping[str, np.ndarray]
@@ -100,10 +100,16 @@ def find(source: str | Path, kind: Family, option: str) -> Path:
 
 
 def open_checkpoint(path: Path, kind: Family) -> Checkpoint:
-    """Read a weights file with the configuration beside it, or the published one where the tensors are that model's."""
+    """Read a weights file with its configuration, or the published one where the tensors are that model's.
+
+    The configuration is config.json in the directory of the file's name (best_model/ for best_model.pt), or beside it.
+    """
     tensors = open_tensors(path)
-    config = path.parent / "config.json"
-    settings = kind.read_settings(read_json(config), str(config)) if config.is_file() else None
+    own = path.with_suffix("") / "config.json"
+    config = own if own.is_file() else path.parent / "config.json"
+    settings = kind.read_inside(metadata(tensors), str(path))
+    if settings is None and config.is_file():
+        settings = kind.read_settings(read_json(config), str(config))
     if settings is not None:
         return read(kind, tensors, settings, str(path))
     layout_of(kind, tensors, str(path))
@@ -116,14 +122,18 @@ def open_checkpoint(path: Path, kind: Family) -> Checkpoint:
         ) from error
 
 
-def companion(checkpoint: Checkpoint, path: Path) -> Checkpoint | None:
-    """The companion that is inside the weights at `path` or lies beside them, if any."""
-    wanted = checkpoint.family.companion
-    if wanted is None:
-        return None
+def find_companions(checkpoint: Checkpoint, path: Path) -> dict[str, Checkpoint]:
+    """The companions that are inside the weights at `path` or lie beside them, by family."""
+    found = ((wanted.family, _companion(checkpoint, wanted, path)) for wanted in checkpoint.family.companions)
+    return {name: one for name, one in found if one is not None}
+
+
+def _companion(checkpoint: Checkpoint, wanted: Companion, path: Path) -> Checkpoint | None:
     kind, settings = family(wanted.family), checkpoint.settings[wanted.settings]
     tensors = open_tensors(path)
     if any(name.startswith(wanted.prefix) for name in tensors):
         return read(kind, tensors, settings, str(path))
-    beside = [path.parent / name for name in wanted.files if (path.parent / name).is_file()]
-    return read(kind, open_tensors(beside[0]), settings, str(beside[0])) if beside else None
+    for beside in (path.parent / name for name in wanted.files):
+        if beside.is_file() and (tensors := open_tensors(beside)):
+            return read(kind, tensors, kind.read_inside(metadata(tensors), str(beside)) or settings, str(beside))
+    return None

@@ -129,15 +129,18 @@ def code_counts(family: RVQFamily, model: Any, source: Source, entries: int) -> 
 
 
 class Unquantised:
-    """A TrainStep whose first `updates` updates pass latents on as they are, without pulling them to any entry."""
+    """A TrainStep whose first `updates` updates pass latents on as they are, without pulling them to any entry.
 
-    def __init__(self, step: TrainStep, updates: int, backend: Backend):
-        self.step, self.updates, self.backend, self.done = step, updates, backend, 0
+    Batches have "bypass"; `silent` names the terms that pull.
+    """
+
+    def __init__(self, step: TrainStep, updates: int, backend: Backend, silent: Sequence[str] = (COMMITMENT,)):
+        self.step, self.updates, self.backend, self.silent, self.done = step, updates, backend, silent, 0
 
     def __call__(self, micro_batches: Sequence[Batch], weights: Mapping[str, float], lr: float) -> Metrics:
         if self.done < self.updates:
             micro_batches = [{**batch, "bypass": np.ones_like(batch["bypass"])} for batch in micro_batches]
-            weights = {**weights, COMMITMENT: 0.0}
+            weights = {**weights, **dict.fromkeys(self.silent, 0.0)}
         self.done += 1
         return self.step(micro_batches, weights, lr)
 

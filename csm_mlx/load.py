@@ -9,7 +9,7 @@ import mlx.nn as nn
 
 from backends.atomic import write_atomically, write_text
 from backends.layouts import csm as layouts
-from backends.layouts.checkpoint import Checkpoint, companion, find, open_checkpoint, read
+from backends.layouts.checkpoint import Checkpoint, find, find_companions, open_checkpoint, read
 from backends.layouts.files import open_tensors
 from backends.mlx_backend import parameters
 from csm_mlx import companions, tiny
@@ -74,7 +74,7 @@ def _from_weights(path: Path) -> CSM:
     checkpoint = open_checkpoint(path, layouts.FAMILY)
     model = CSM(of_settings(checkpoint.settings))
     _fill(model, checkpoint)
-    if codec := companion(checkpoint, path):
+    if codec := find_companions(checkpoint, path).get("mimi"):
         model._companions["codec"] = companions.codec_from(codec)
     if (path.parent / "tokenizer.json").is_file():
         model._companions["tokenizer"] = companions.load_tokenizer(path.parent / "tokenizer.json")

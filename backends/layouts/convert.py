@@ -10,8 +10,8 @@ Tensors are read, changed and written one at a time, so memory stays at the larg
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,8 +21,8 @@ from backends.atomic import sync, write_text
 from backends.cli import run
 from backends.errors import InputError
 from backends.layouts import adapters
-from backends.layouts.checkpoint import Checkpoint, Tensors, companion, find, open_checkpoint
-from backends.layouts.families import Family, everything, family
+from backends.layouts.checkpoint import Checkpoint, Tensors, find, find_companions, open_checkpoint
+from backends.layouts.families import Companion, Family, everything, family
 from backends.layouts.files import PICKLED, read_json, write
 from backends.layouts.rules import renamed, together
 
@@ -39,7 +39,9 @@ class Options:
     """A .safetensors file, or a directory, which also gets the configuration and what lies beside the weights."""
     to: Annotated[str, arg(metavar="NAME")]
     """torchtune, transformers or csm-mlx (CSM); mimi, kyutai-mimi or mlx-mimi (Mimi); snac, snac-legacy or mlx-snac
-    (SNAC); for an adapter peft (a directory) or csm-mlx-lora (a file)."""
+    (SNAC); musicgen, audiocraft-musicgen or mlx-musicgen (MusicGen); encodec, encodec-legacy, encodec-folded,
+    audiocraft-encodec, mlx-examples-encodec or mlx-encodec (EnCodec); t5 or mlx-t5 (a T5 encoder); for an adapter peft
+    (a directory) or csm-mlx-lora (a file)."""
     overwrite: bool = False
     """Replace DST where it exists."""
 
@@ -67,17 +69,25 @@ def _convert_adapter(options: Options, kind: Family) -> None:
 
 def _convert_weights(options: Options, kind: Family) -> None:
     as_file = options.dst.suffix == ".safetensors"
-    along_as = kind.companion.files[:1] if kind.companion else ()
+    along_as = [wanted.files[0] for wanted in kind.companions]
     _check_destination(options, [CONFIG, WEIGHTS, *kind.beside, *along_as], as_file=as_file)
     path = find(options.src, kind, "SRC")
     source = open_checkpoint(path, kind)
-    along = companion(source, path)
+    along = find_companions(source, path)
+    source = _with_settings_of(along, source)
     print(_described(source))
     if as_file:
         write(options.dst, *_weights(source, along, options.to))
     else:
         _replace(options.dst, lambda folder: _fill(folder, source, along, path, options.to))
-    print(f"{options.dst}: {options.to}{_about_companion(source, along, options)}")
+    about = "".join(_about(wanted, source, along.get(wanted.family), options) for wanted in kind.companions)
+    print(f"{options.dst}: {options.to}{about}")
+
+
+def _with_settings_of(along: Mapping[str, Checkpoint], source: Checkpoint) -> Checkpoint:
+    """The checkpoint with its companions' settings as their own files have them."""
+    own = {w.settings: along[w.family].settings for w in source.family.companions if w.family in along}
+    return replace(source, settings={**source.settings, **own})
 
 
 def _described(source: Checkpoint) -> str:
@@ -86,12 +96,9 @@ def _described(source: Checkpoint) -> str:
     return f"{source.source}: {source.family.title}, {source.layout}, {count:,} parameters, {dtypes}"
 
 
-def _about_companion(source: Checkpoint, along: Checkpoint | None, options: Options) -> str:
-    wanted = source.family.companion
-    if wanted is None:
-        return ""
+def _about(wanted: Companion, source: Checkpoint, along: Checkpoint | None, options: Options) -> str:
     title = family(wanted.family).title
-    inside = options.to in source.family.embedding
+    inside = source.family.embeds(options.to, source.settings)
     if along is None and inside:
         where = f"no {title} lies inside or beside {source.source}"
         return f", without {wanted.prefix}* ({where}; put {' or '.join(wanted.files)} there to have it along)"
@@ -104,24 +111,26 @@ def _about_companion(source: Checkpoint, along: Checkpoint | None, options: Opti
     return f", with the {title} of {along.source} as {wanted.files[0]}"
 
 
-def _weights(source: Checkpoint, along: Checkpoint | None, layout: str) -> tuple[Tensors, dict[str, str], Tensors]:
+def _weights(
+    source: Checkpoint, along: Mapping[str, Checkpoint], layout: str
+) -> tuple[Tensors, dict[str, str], Tensors]:
     """What `write` needs: tensors, metadata, shapes and dtypes."""
     tensors, like = source.as_layout(layout)
     metadata = {"format": "mlx" if layout == source.family.ours else "pt"}
-    wanted = source.family.companion
-    if along is None or wanted is None or layout not in source.family.embedding:
-        return tensors, metadata, like
-    inner, inner_like = along.as_layout(wanted.layout)
-    names = {f"{wanted.prefix}{name}": name for name in inner}
-    return together(tensors, renamed(inner, names)), metadata, {**like, **renamed(inner_like, names)}
+    for wanted in source.family.companions:
+        if wanted.family in along and source.family.embeds(layout, source.settings):
+            inner, inner_like = along[wanted.family].as_layout(wanted.layout)
+            names = {f"{wanted.prefix}{name}": name for name in inner}
+            tensors, like = together(tensors, renamed(inner, names)), {**like, **renamed(inner_like, names)}
+    return tensors, metadata, like
 
 
-def _fill(folder: Path, source: Checkpoint, along: Checkpoint | None, path: Path, layout: str) -> None:
+def _fill(folder: Path, source: Checkpoint, along: Mapping[str, Checkpoint], path: Path, layout: str) -> None:
     write(folder / WEIGHTS, *_weights(source, along, layout))
     write_text(folder / CONFIG, json.dumps(_config(source, path, layout), indent=1))
-    wanted = source.family.companion
-    if along is not None and wanted is not None and layout not in source.family.embedding:
-        write(folder / wanted.files[0], *_weights(along, None, along.family.ours))
+    for wanted in source.family.companions:
+        if wanted.family in along and not source.family.embeds(layout, source.settings):
+            write(folder / wanted.files[0], *_weights(along[wanted.family], {}, family(wanted.family).ours))
     for name in source.family.beside:
         if (path.parent / name).is_file():
             shutil.copyfile(path.parent / name, folder / name)

@@ -178,8 +178,8 @@ FAMILY = Family(
     read_settings=csm_settings.read,
     write_settings=csm_settings.write,
     choose_files=choose_files,
-    companion=CODEC,
-    embedding=("transformers",),
+    companions=(CODEC,),
+    embeds=lambda layout, _settings: layout == "transformers",
     beside=BESIDE,
     adaptable=Adaptable(
         layout="transformers",

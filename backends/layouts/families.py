@@ -11,7 +11,7 @@ import numpy as np
 
 from backends.layouts.rules import AnyRule
 
-FAMILIES = ("csm", "mimi", "snac")
+FAMILIES = ("csm", "mimi", "snac", "musicgen", "encodec", "t5")
 
 Settings = dict[str, Any]  # a model's configuration as our own config.json has it
 
@@ -42,7 +42,9 @@ class Family:
 
     layouts         names of those that can be read; `written`, of those that can be written; `ours` is one of them
     published       settings of weights that come without a configuration
-    companion       the model that comes along; `embedding` names the layouts that hold it inside
+    read_inside     what a weights file says about itself, its name for errors -> settings, None if it says nothing
+    companions      the models that come along
+    embeds          layout, settings -> whether the layout holds them inside
     beside          files that go with the weights unchanged
     adaptable       how its adapters are converted, if they are
     detect          tensor names -> layout, None if none of this family's
@@ -67,8 +69,9 @@ class Family:
     read_settings: Callable[[Mapping[str, Any], str], Settings | None]
     write_settings: Callable[[Settings, str], dict[str, Any]]
     choose_files: Callable[[Sequence[str], object], list[str]]
-    companion: Companion | None = None
-    embedding: tuple[str, ...] = ()
+    read_inside: Callable[[Mapping[str, str], str], Settings | None] = lambda _metadata, _source: None
+    companions: tuple[Companion, ...] = ()
+    embeds: Callable[[str, Settings], bool] = lambda _layout, _settings: False
     beside: tuple[str, ...] = ()
     adaptable: Adaptable | None = None
 

@@ -25,6 +25,7 @@ _DTYPES = {
     "I8": np.dtype(np.int8),
     "BOOL": np.dtype(np.bool_),
 }
+_AUDIOCRAFT = {"best_state", "pretrained"}  # tensors with their configuration, or the name of where they are
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
@@ -67,6 +68,17 @@ def blanks(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     if isinstance(tensors, TensorFile):
         return {name: tensors.like(name) for name in tensors}
     return {name: blank(value.shape, value.dtype) for name, value in tensors.items()}
+
+
+class Pickled(dict[str, np.ndarray]):
+    """The tensors of a PyTorch file; `metadata` is what audiocraft's say about themselves."""
+
+    metadata: Mapping[str, str] = {}
+
+
+def metadata(tensors: Mapping[str, np.ndarray]) -> Mapping[str, str]:
+    """What a file says about itself, as names and texts."""
+    return tensors.metadata if isinstance(tensors, TensorFile | Pickled) else {}
 
 
 def open_tensors(path: Path) -> Mapping[str, np.ndarray]:
@@ -155,7 +167,7 @@ def _sharded(index: Path) -> TensorFile:
     return tensors
 
 
-def _pickled(path: Path) -> dict[str, np.ndarray]:
+def _pickled(path: Path) -> Pickled:
     """A PyTorch file, read without running any code it may hold (weights_only)."""
     try:
         import torch
@@ -170,9 +182,16 @@ def _pickled(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # noqa: BLE001 (from damaged pickles the reader raises a dozen kinds)
         why = f"{error}".partition("\n")[0] or type(error).__name__
         raise InputError(f"{path}: not a plain PyTorch weights file ({why})") from error
+    said = {}
+    if isinstance(content, dict) and content.keys() & _AUDIOCRAFT:
+        said = {name: value for name, value in content.items() if isinstance(value, str)}
+        content = content.get("best_state", {})
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise InputError(f"{path}: expected a flat dictionary of tensors")
-    return {name: _numpy(value) for name, value in content.items()}
+        remedy = "; export it with audiocraft's export.py" if said else ""
+        raise InputError(f"{path}: expected a flat dictionary of tensors{remedy}")
+    tensors = Pickled({name: _numpy(value) for name, value in content.items()})
+    tensors.metadata = said
+    return tensors
 
 
 def _numpy(value) -> np.ndarray:  # noqa: ANN001 (torch is imported when needed)

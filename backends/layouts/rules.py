@@ -82,15 +82,29 @@ class Stacked:
 
 
 @dataclass(frozen=True)
+class Several:
+    """Tensors of ours that are made of some of theirs together, and back, by functions of all of them."""
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    to_ours: Callable[..., Sequence[np.ndarray]]
+    to_theirs: Callable[..., Sequence[np.ndarray]]
+
+
+@dataclass(frozen=True)
 class Absent:
-    """A tensor that ours does without: dropped when read, written as `value`, once for each `{k}` below `count`."""
+    """A tensor that ours does without: dropped when read, written as `value`, once for each `{k}` below `count`.
+
+    Where `of` names tensors of ours, `value` is a function of them and k.
+    """
 
     theirs: str
-    value: np.ndarray
+    value: np.ndarray | Callable[..., np.ndarray]
     count: int = 1
+    of: tuple[str, ...] = ()
 
 
-AnyRule = Rule | Joined | Stacked | Absent
+AnyRule = Rule | Joined | Stacked | Several | Absent
 
 
 class Lazy(Mapping[str, np.ndarray]):
@@ -121,7 +135,9 @@ def together(*parts: Tensors) -> Lazy:
 
 def to_ours(source: Tensors, rules: Sequence[AnyRule], what: str) -> Lazy:
     """`source` in our names and forms. Raises InputError for a name that no rule knows; `what` says whose it is."""
-    table = [(rule, _regex(rule.theirs)) for rule in rules]
+    table: list[tuple[AnyRule, re.Pattern]] = []
+    for rule in rules:
+        table += [(rule, _regex(name)) for name in (rule.theirs if isinstance(rule, Several) else [rule.theirs])]
     makers: dict[str, Callable[[], np.ndarray]] = {}
     stacks: dict[str, dict[int, str]] = {}
     for name in source:
@@ -131,6 +147,11 @@ def to_ours(source: Tensors, rules: Sequence[AnyRule], what: str) -> Lazy:
         elif isinstance(rule, Joined):
             for index, (ours, op) in enumerate(zip(rule.ours, rule.ops, strict=True)):
                 makers[_fill(ours, found)] = partial(_block, source, name, index, len(rule.ours), op)
+        elif isinstance(rule, Several):
+            names = [_fill(theirs, found) for theirs in rule.theirs]
+            if all(needed in source for needed in names):
+                for index, ours in enumerate(rule.ours):
+                    makers[_fill(ours, found)] = partial(_several, source, names, rule.to_ours, index)
         elif isinstance(rule, Stacked):
             stacks.setdefault(_fill(rule.ours, found), {})[int(found["k"])] = name
     for ours, parts in stacks.items():
@@ -144,7 +165,8 @@ def to_theirs(source: Tensors, rules: Sequence[AnyRule], what: str) -> Lazy:
     makers: dict[str, Callable[[], np.ndarray]] = {}
     for rule in rules:
         if not isinstance(rule, Absent):
-            table += [(rule, _regex(ours)) for ours in ([*rule.ours] if isinstance(rule, Joined) else [rule.ours])]
+            names = [rule.ours] if isinstance(rule, Rule | Stacked) else rule.ours
+            table += [(rule, _regex(ours)) for ours in names]
     for name in source:
         rule, found = _match(name, table, what)
         if isinstance(rule, Rule):
@@ -152,13 +174,17 @@ def to_theirs(source: Tensors, rules: Sequence[AnyRule], what: str) -> Lazy:
         elif isinstance(rule, Joined):
             parts = [_fill(ours, found) for ours in rule.ours]
             makers[_fill(rule.theirs, found)] = partial(_join, source, parts, rule.ops)
+        elif isinstance(rule, Several):
+            parts = [_fill(ours, found) for ours in rule.ours]
+            for index, theirs in enumerate(rule.theirs):
+                makers[_fill(theirs, found)] = partial(_several, source, parts, rule.to_theirs, index)
         elif isinstance(rule, Stacked):
             for k in range(rule.count):
                 makers[_fill(rule.theirs, {**found, "k": str(k)})] = partial(_layer, source, name, k)
     for rule in rules:
         if isinstance(rule, Absent):
             for k in range(rule.count):
-                makers[rule.theirs.replace("{k}", str(k))] = partial(_added, source, rule.value)
+                makers[rule.theirs.replace("{k}", str(k))] = partial(_added, source, rule, k)
     return Lazy(makers)
 
 
@@ -182,8 +208,16 @@ def _layer(source: Tensors, name: str, k: int) -> np.ndarray:
     return source[name][k]
 
 
-def _added(source: Tensors, value: np.ndarray) -> np.ndarray:
-    """`value` in the dtype of the tensors that it joins."""
+def _several(
+    source: Tensors, names: Sequence[str], change: Callable[..., Sequence[np.ndarray]], index: int
+) -> np.ndarray:
+    parts = [source[name] for name in names]
+    return change(*parts)[index].astype(parts[0].dtype, copy=False)
+
+
+def _added(source: Tensors, rule: Absent, k: int) -> np.ndarray:
+    """The value in the dtype of the tensors that it joins."""
+    value = rule.value(*(source[name] for name in rule.of), k) if callable(rule.value) else rule.value
     return value.astype(source[next(iter(source))].dtype)
 
 

@@ -1,15 +1,21 @@
-"""The causal SEANet encoder and decoder of Mimi (arXiv:2410.00037), offline and streamed. Arrays are (B, T, C).
+"""The SEANet encoder and decoder of Mimi (arXiv:2410.00037) and EnCodec (arXiv:2210.13438). Arrays are (B, T, C).
 
-Streaming state is a plain dict of arrays, keyed by layer, that each call reads and replaces: a new dict is a new
-stream. With state None a call sees the start and the end of its signal, as upstream's offline forward does.
+Mimi's convolutions are causal and stream: state is a plain dict of arrays, keyed by layer, that each call reads and
+replaces; a new dict is a new stream. With state None a call sees the start and the end of its signal, as upstream's
+offline forward does. EnCodec's are centred, weight-normed, and see whole signals only.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from backends.mlx_backend.convolution import conv1d, conv_transpose1d
+from backends.mlx_backend.convolution import conv1d, conv_transpose1d, upsample1d
+from backends.mlx_backend.lstm import SkipLSTM, State
+from backends.mlx_backend.weight_norm import WeightNormed
 
-State = dict[str, mx.array]
+Make = Callable[..., Any]  # makes a convolution: (in, out, k, stride=, dilation=)
 
 
 class CausalConv1d(nn.Module):
@@ -87,17 +93,63 @@ class CausalConvTranspose1d(nn.Module):
         return y[:, : -self.tail]
 
 
+class CentredConv1d(WeightNormed):
+    """Convolution with (k - 1) dilation + 1 - stride frames of padding around its input, the odd one on the left.
+
+    The end is padded further to a whole stride. `pad` is "constant" (zeros) or "reflect", where a signal no longer than
+    its padding is first extended with zeros, as upstream does.
+    """
+
+    def __init__(self, in_: int, out: int, k: int, *, stride: int = 1, dilation: int = 1, pad: str = "reflect"):
+        super().__init__((out, k, in_), in_ * k, out)
+        self.stride, self.dilation, self.pad = stride, dilation, pad
+        self.total = (k - 1) * dilation + 1 - stride
+
+    def __call__(self, x: mx.array, state: State | None = None, key: str = "") -> mx.array:
+        assert state is None, "a centred convolution sees whole signals"
+        right = self.total // 2
+        x = _padded(x, self.total - right, right + -x.shape[1] % self.stride, self.pad)
+        return conv1d(x, self.weight, self.bias, stride=self.stride, dilation=self.dilation)
+
+
+class CentredConvTranspose1d(WeightNormed):
+    """Transposed convolution with a kernel of two strides, cut to the strides of its input, the odd sample on the left.
+
+    Its weight norm is over each *input* channel.
+    """
+
+    def __init__(self, in_: int, out: int, k: int, *, stride: int):
+        super().__init__((in_, k, out), in_ * 2, out)
+        self.stride = stride
+
+    def __call__(self, x: mx.array, state: State | None = None, key: str = "") -> mx.array:
+        assert state is None, "a centred convolution sees whole signals"
+        return upsample1d(mx.pad(x, [(0, 0), (1, 1), (0, 0)]), self.weight, self.bias, stride=self.stride)
+
+
+def _padded(x: mx.array, left: int, right: int, mode: str) -> mx.array:
+    """Put `left` and `right` frames around x (B, T, C)."""
+    if mode == "constant" or not left + right:
+        return mx.pad(x, [(0, 0), (left, right), (0, 0)])
+    short = max(0, max(left, right) + 1 - x.shape[1])
+    if short:
+        x = mx.pad(x, [(0, 0), (0, short), (0, 0)])
+    T = x.shape[1]
+    places = mx.abs(mx.arange(-left, T + right - short))
+    return mx.take(x, mx.where(places < T, places, 2 * (T - 1) - places), axis=1)
+
+
 class ResidualBlock(nn.Module):
     """`x + conv1(ELU(conv_k(ELU(x))))` through half the channels."""
 
-    def __init__(self, width: int, k: int, dilation: int, compress: int):
+    def __init__(self, width: int, k: int, dilation: int, compress: int, convolution: Make):
         super().__init__()
         hidden = width // compress
         self.block = [
             nn.ELU(),
-            CausalConv1d(width, hidden, k, dilation=dilation),
+            convolution(width, hidden, k, dilation=dilation),
             nn.ELU(),
-            CausalConv1d(hidden, width, 1),
+            convolution(hidden, width, 1),
         ]
 
     def __call__(self, x: mx.array, state: State | None = None, key: str = "") -> mx.array:
@@ -109,17 +161,19 @@ class SEANetEncoder(nn.Module):
 
     def __init__(
         self, *, ratios: tuple[int, ...], filters: int, width: int, kernel: int, last_kernel: int, residual_kernel: int,
-        residual_layers: int, dilation_growth: int, compress: int, channels: int = 1,
+        residual_layers: int, dilation_growth: int, compress: int, channels: int = 1, lstm_layers: int = 0,
+        convolution: Make = CausalConv1d,
     ):  # fmt: skip
         super().__init__()
-        layers: list[nn.Module] = [CausalConv1d(channels, filters, kernel)]
+        layers: list[nn.Module] = [convolution(channels, filters, kernel)]
         for ratio in reversed(ratios):
-            layers += [
-                ResidualBlock(filters, residual_kernel, dilation_growth**i, compress) for i in range(residual_layers)
-            ]
-            layers += [nn.ELU(), CausalConv1d(filters, 2 * filters, 2 * ratio, stride=ratio)]
+            for i in range(residual_layers):
+                layers.append(ResidualBlock(filters, residual_kernel, dilation_growth**i, compress, convolution))
+            layers += [nn.ELU(), convolution(filters, 2 * filters, 2 * ratio, stride=ratio)]
             filters *= 2
-        self.layers = [*layers, nn.ELU(), CausalConv1d(filters, width, last_kernel)]
+        if lstm_layers:
+            layers.append(SkipLSTM(filters, lstm_layers))
+        self.layers = [*layers, nn.ELU(), convolution(filters, width, last_kernel)]
 
     def __call__(self, x: mx.array, state: State | None = None) -> mx.array:
         return _through(self.layers, x, state, "encoder")
@@ -130,21 +184,28 @@ class SEANetDecoder(nn.Module):
 
     def __init__(
         self, *, ratios: tuple[int, ...], filters: int, width: int, kernel: int, last_kernel: int, residual_kernel: int,
-        residual_layers: int, dilation_growth: int, compress: int, channels: int = 1,
+        residual_layers: int, dilation_growth: int, compress: int, channels: int = 1, lstm_layers: int = 0,
+        convolution: Make = CausalConv1d, transposed: Make = CausalConvTranspose1d,
     ):  # fmt: skip
         super().__init__()
         filters *= 2 ** len(ratios)
-        layers: list[nn.Module] = [CausalConv1d(width, filters, kernel)]
+        layers: list[nn.Module] = [convolution(width, filters, kernel)]
+        if lstm_layers:
+            layers.append(SkipLSTM(filters, lstm_layers))
         for ratio in ratios:
-            layers += [nn.ELU(), CausalConvTranspose1d(filters, filters // 2, 2 * ratio, stride=ratio)]
+            layers += [nn.ELU(), transposed(filters, filters // 2, 2 * ratio, stride=ratio)]
             filters //= 2
-            layers += [
-                ResidualBlock(filters, residual_kernel, dilation_growth**i, compress) for i in range(residual_layers)
-            ]
-        self.layers = [*layers, nn.ELU(), CausalConv1d(filters, channels, last_kernel)]
+            for i in range(residual_layers):
+                layers.append(ResidualBlock(filters, residual_kernel, dilation_growth**i, compress, convolution))
+        self.layers = [*layers, nn.ELU(), convolution(filters, channels, last_kernel)]
 
     def __call__(self, x: mx.array, state: State | None = None) -> mx.array:
         return _through(self.layers, x, state, "decoder")
+
+
+def through(layers: list[nn.Module], x: mx.array) -> mx.array:
+    """Some consecutive layers of an encoder or decoder over a whole signal."""
+    return _through(layers, x, None, "")
 
 
 def _through(layers: list[nn.Module], x: mx.array, state: State | None, key: str) -> mx.array:

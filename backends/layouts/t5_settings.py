@@ -1,0 +1,78 @@
+"""T5 encoders' settings: ours is a plain dictionary, with transformers' config.json translated to and from it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from backends.errors import InputError
+
+# google-t5/t5-base, MusicGen's text encoder.
+PUBLISHED: dict[str, Any] = {
+    "vocab": 32_128,
+    "width": 768,
+    "layers": 12,
+    "heads": 12,
+    "head_dim": 64,
+    "mlp_width": 3072,
+    "gated": False,
+    "buckets": 32,
+    "max_distance": 128,
+    "norm_eps": 1e-6,
+}
+
+_THEIRS = {  # ours: transformers'
+    "vocab": "vocab_size",
+    "width": "d_model",
+    "layers": "num_layers",
+    "heads": "num_heads",
+    "head_dim": "d_kv",
+    "mlp_width": "d_ff",
+    "buckets": "relative_attention_num_buckets",
+    "max_distance": "relative_attention_max_distance",
+    "norm_eps": "layer_norm_epsilon",
+}
+_DEFAULTS = {"width": 512, "layers": 6, "heads": 8, "mlp_width": 2048}  # transformers': t5-small
+_MLPS = {"relu": False, "gated-gelu": True}  # T5's, and that of T5 1.1
+
+
+def from_transformers(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Ours from transformers' form. Raises ValueError for another kind of MLP."""
+    mlp = content.get("feed_forward_proj") or "relu"
+    if mlp not in _MLPS:
+        raise ValueError(f"feed_forward_proj {mlp!r} is not supported, only {' and '.join(_MLPS)}")
+    given = {ours: content[theirs] for ours, theirs in _THEIRS.items() if content.get(theirs) is not None}
+    return {**PUBLISHED, **_DEFAULTS, **given, "gated": _MLPS[mlp]}
+
+
+def to_transformers(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """transformers' form of ours: of a T5EncoderModel, which reads `shared` and `encoder` of any T5."""
+    return {
+        "model_type": "t5",
+        "architectures": ["T5EncoderModel"],
+        **{theirs: settings[ours] for ours, theirs in _THEIRS.items()},
+        "feed_forward_proj": "gated-gelu" if settings["gated"] else "relu",
+        "is_encoder_decoder": False,
+        "use_cache": False,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
+
+
+def read(content: Mapping[str, Any], source: str) -> dict[str, Any] | None:
+    """The encoder's settings in its own config.json or in a MusicGen's; None where the file does not say."""
+    try:
+        if content.get("model_type") == "t5":
+            return from_transformers(content)
+        if content.get("model_type") == "audiosmith-musicgen":
+            return checked(content["t5"])
+        if isinstance(content.get("text_encoder"), Mapping):
+            return from_transformers(content["text_encoder"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{source}: not a T5 configuration ({error})") from error
+    return None
+
+
+def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Ours with what is absent filled in. Raises ValueError for an unknown key."""
+    if unknown := set(settings) - set(PUBLISHED):
+        raise ValueError(f"unknown key {min(unknown)!r}")
+    return {**PUBLISHED, **settings}

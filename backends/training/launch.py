@@ -5,6 +5,7 @@ each rank therefore leaves a note of how it ended, and the run has failed unless
 """
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -70,7 +71,15 @@ def devices(backend: str) -> int:
 
 def _command(module: str, argv: Sequence[str], backend: str, nproc: int) -> list[str]:
     if backend == "torch":
-        start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}", "-m", module]
+        start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}", "-m", "--", module]
         return [sys.executable, *start, *argv]
     program = Path(sys.executable).with_name("mlx.launch")
-    return [str(program), "-n", str(nproc), sys.executable, "-m", module, *argv]
+    port = ["--starting-port", str(_free_port())]
+    return [str(program), "-n", str(nproc), *port, "--", sys.executable, "-m", module, *argv]
+
+
+def _free_port() -> int:
+    """A port from which on there are some, so that two runs do not meet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,205 @@
+"""The fine-tuning command on real recordings, on both backends, with a narrow codec."""
+
+import json
+
+import numpy as np
+import pytest
+import snac_oracle as oracle
+import torch
+from finetuning import NARROW, RECORDINGS, narrow, run, weights
+
+from backends.data import audio
+from backends.training import codec, log
+from snac_port import from_pretrained
+
+BACKENDS = ("mlx", "torch")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return narrow(tmp_path_factory.mktemp("narrow"))
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def trained(request, model, tmp_path_factory):
+    """A run of two stages, and what it printed nowhere: its backend's name."""
+    output = tmp_path_factory.mktemp(f"{request.param}_run")
+    run(model, output, request.param, "--export_pt")
+    return request.param, output
+
+
+class CutError(Exception):
+    """Stands for whatever ends a process."""
+
+
+def cut_after(monkeypatch, updates: int) -> None:
+    """The next run ends in the middle of its update number `updates`."""
+    seconds, seen = codec.CodecTask.seconds, iter(range(1, 1000))
+
+    def counted(task, micro_batches):
+        if next(seen) == updates:
+            raise CutError
+        return seconds(task, micro_batches)
+
+    monkeypatch.setattr(codec.CodecTask, "seconds", counted)
+
+
+def same(one: dict, two: dict) -> bool:
+    return one.keys() == two.keys() and all(one[name].tobytes() == two[name].tobytes() for name in one)
+
+
+def test_the_loss_falls_under_its_baseline_in_every_stage(trained):
+    _, output = trained
+    baselines = json.loads((output / "baseline_metrics.json").read_text())
+    rows = [row for row in log.read(output / "metrics.csv") if "val_loss" in row]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert rows[0]["val_loss"] < 0.8 * baselines["0.2s"]["val_loss"]
+    assert rows[1]["val_loss"] < 0.6 * baselines["0.5s"]["val_loss"]
+
+
+def test_decoder_only_training_leaves_tokens_as_they_were(trained, model):
+    backend, output = trained
+    sound = audio.read(RECORDINGS / "val" / "1_george_0.wav", NARROW.sampling_rate)
+    before, after = (from_pretrained(source, backend).encode(sound) for source in (model, output / "best_model"))
+    assert all((a == b).all() for a, b in zip(before.levels, after.levels, strict=True))
+    start, end = weights(model), weights(output / "best_model")
+    moved = {name for name in start if (start[name] != end[name]).any()}
+    assert moved == {name for name in start if name.startswith("decoder.")}
+
+
+def test_names_of_the_seed_find_the_exports(trained):
+    backend, output = trained
+    for name in ("checkpoint_epoch1", "checkpoint_epoch2"):  # written twice: see --export_pt
+        assert same(weights(output / f"{name}.pt"), weights(output / name))
+        (output / f"{name}.pt").unlink()
+        assert from_pretrained(output / f"{name}.pt", backend).config.settings() == NARROW.settings()
+
+
+def test_export_pt_is_what_upstream_loads(trained):
+    _, output = trained
+    model = oracle.snac.SNAC(**{k: v for k, v in NARROW.settings().items() if k != "name"}).eval()
+    model.load_state_dict(torch.load(output / "best_model.pt", weights_only=True))
+    ours = from_pretrained(output / "best_model", "torch")
+    codes = ours.encode(audio.read(RECORDINGS / "val" / "2_george_1.wav", NARROW.sampling_rate))
+    native = [torch.from_numpy(level)[None].long() for level in codes.levels]
+    silence = [np.zeros((1, codes.levels[-1].size * factor), np.float32) for factor in (8, 32, 64)]
+    with torch.inference_mode(), oracle.injected(silence):
+        theirs = model.decode(native)[0, 0].numpy()
+    np.testing.assert_allclose(ours.decode(codes, noise=0), theirs[: codes.length], rtol=0, atol=1e-5)
+
+
+def test_the_report_shows_stages_codebooks_and_sound(trained):
+    _, output = trained
+    report = (output / "report.html").read_text(encoding="utf-8")
+    for part in ("Stages against the untouched model", "Codebook usage", "perplexity", "original_0", "reconstructed_0"):
+        assert part in report
+    assert report.count("<audio") >= 2
+    assert report.count("data:image/png") >= 4  # curves, usage, two spectrograms
+
+
+@pytest.mark.parametrize("updates", [5, 9], ids=["within a stage", "in the stage after"])
+def test_a_run_that_was_cut_ends_bit_identical(updates, trained, model, tmp_path, monkeypatch):
+    backend, whole = trained
+    cut_after(monkeypatch, updates)
+    with pytest.raises(CutError):
+        run(model, tmp_path / "cut", backend, "--save_every_batches", 2)
+    monkeypatch.undo()
+    run(model, tmp_path / "cut", backend, "--save_every_batches", 3)
+    assert same(weights(tmp_path / "cut" / "checkpoint_epoch2"), weights(whole / "checkpoint_epoch2"))
+    assert same(weights(tmp_path / "cut" / "best_model"), weights(whole / "best_model"))
+    found, expected = (
+        [(row["step"], row.get("loss"), row.get("val_loss")) for row in log.read(folder / "metrics.csv")]
+        for folder in (tmp_path / "cut", whole)
+    )
+    assert found == expected
+
+
+def test_a_memory_budget_only_splits_batches(trained, model, tmp_path):
+    backend, whole = trained
+    run(model, tmp_path, backend, "--micro_batch_seconds", 0.6)
+    one, two = weights(tmp_path / "checkpoint_epoch2"), weights(whole / "checkpoint_epoch2")
+    for name, value in one.items():
+        np.testing.assert_allclose(value, two[name], rtol=0, atol=2e-5, err_msg=name)
+
+
+def test_exports_are_averaged_weights(trained, model, tmp_path):
+    backend, whole = trained
+    run(model, tmp_path, backend, "--ema_decay", 0.9)
+    start, last, averaged = (
+        weights(model),
+        weights(whole / "checkpoint_epoch2"),
+        weights(tmp_path / "checkpoint_epoch2"),
+    )
+    moved = [name for name in start if (start[name] != last[name]).any()]
+    for name in moved:  # the average has gone a part of the way
+        assert 0 < np.linalg.norm(averaged[name] - start[name]) < 1.2 * np.linalg.norm(last[name] - start[name]), name
+    assert not same(averaged, last)
+
+
+def test_training_everything_says_that_tokens_change(model, tmp_path, capsys):
+    run(model, tmp_path, "mlx", "--no-freeze_encoder", "--no-freeze_vq", "--num_epochs", 1)
+    assert "tokens will change" in capsys.readouterr().out
+    start, end = weights(model), weights(tmp_path / "best_model")
+    assert all((start[name] != end[name]).any() for name in start)
+    terms = set(log.read(tmp_path / "metrics.csv")[0])
+    assert {"l1", "stft_64", "stft_128", "commitment", "codebook"} <= terms
+
+
+def test_both_backends_train_alike(model, tmp_path):
+    """From one start, on the same crops and noise, over one epoch."""
+    runs = [run(model, tmp_path / backend, backend, "--num_epochs", 1) for backend in BACKENDS]
+    mlx, torch_ = ([row["loss"] for row in log.read(output / "metrics.csv") if "loss" in row] for output in runs)
+    assert len(mlx) > 2
+    assert mlx == pytest.approx(torch_, rel=1e-4)
+
+
+def test_bfloat16_is_pytorchs(model, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(model, tmp_path / "mlx", "mlx", "--precision", "bfloat16")
+    assert stop.value.code == 2
+    assert "only for --backend torch" in capsys.readouterr().err
+    run(model, tmp_path / "torch", "torch", "--precision", "bfloat16", "--num_epochs", 1)
+    full = run(model, tmp_path / "full", "torch", "--num_epochs", 1)
+    half, whole = (log.read(folder / "metrics.csv")[-1]["val_loss"] for folder in (tmp_path / "torch", full))
+    assert half == pytest.approx(whole, rel=0.05)
+    assert half != whole
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--curriculum", '[{"epochs": [1, 1], "size": 1}]'], "unknown key 'size'"),
+        (["--curriculum", '[{"epochs": [2, 2], "length": 1}]'], "expected one from 1 on"),
+        (["--n_ffts", 8192], "needs segments longer than 0.51 s"),
+        (["--train_data", "nowhere"], "--train-data nowhere: no such folder"),
+        (["--pretrained_model", "nowhere/best_model.pt"], "nowhere/best_model.pt"),
+        (["--l1_weight", -1], "--l1-weight -1"),
+        (["--ema_decay", 1.5], "--ema-decay 1.5"),
+    ],
+)
+def test_bad_options_are_named(model, tmp_path, capsys, extra, message):
+    with pytest.raises(SystemExit) as stop:
+        run(model, tmp_path, "mlx", *extra)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_options_may_not_change_between_a_run_and_its_continuation(trained, model, capsys):
+    backend, output = trained
+    for extra, message in (
+        (["--stft_weight", 2.0], "--stft-weight is 2.0"),
+        (["--val_data", RECORDINGS / "train"], ""),
+    ):
+        with pytest.raises(SystemExit):
+            run(model, output, backend, *extra)
+        assert message in capsys.readouterr().err

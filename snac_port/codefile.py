@@ -39,12 +39,12 @@ class Header:
     """What a file says of its codes."""
 
     model: str  # for people to read
-    quantizer: str  # identity of the quantiser's weights: only the same ones give these codes a meaning
     sampling_rate: int
     hop: int
     vq_strides: list[int]
     unit_frames: int
     codebook_size: int
+    quantizer: str  # identity of the quantiser's weights: only the same ones give these codes a meaning
     length: int
     crc32: int
 
@@ -142,12 +142,12 @@ def _header(codec: Codec, *, length: int, crc32: int) -> Header:
     config = codec.config
     return Header(
         model=config.name,
-        quantizer=codec.identity(),
         sampling_rate=config.sampling_rate,
         hop=config.hop_samples,
         vq_strides=list(config.vq_strides),
         unit_frames=config.unit_frames,
         codebook_size=config.codebook_size,
+        quantizer=codec.identity(),
         length=length,
         crc32=crc32,
     )
@@ -182,7 +182,7 @@ def _read_header(path: Path) -> tuple[Header, int]:
             text = file.read(min(size, 1 << 20))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({os.strerror(error.errno or 0)})") from error
-    if len(text) < size:
+    if len(start) < _START.size or len(text) < size:
         raise InputError(f"{path}: truncated inside its header; copy or encode it again")
     return _parsed(text, path), _START.size + size
 

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import snac_oracle as oracle
 import torch
-from finetuning import NARROW, RECORDINGS, narrow, run, weights
+from finetuning import NARROW, RECORDINGS, narrow, recordings, run, weights
 
 from backends.data import audio
 from backends.training import codec, log
 from snac_port import from_pretrained
+from snac_port.task import count_codes
 
 BACKENDS = ("mlx", "torch")
 
@@ -34,6 +35,11 @@ def trained(request, model, tmp_path_factory):
     output = tmp_path_factory.mktemp(f"{request.param}_run")
     run(model, output, request.param, "--export_pt")
     return request.param, output
+
+
+@pytest.fixture(params=BACKENDS)
+def backend_name(request):
+    return request.param
 
 
 class CutError(Exception):
@@ -105,7 +111,7 @@ def test_the_report_shows_stages_codebooks_and_sound(trained):
     assert report.count("data:image/png") >= 4  # curves, usage, two spectrograms
 
 
-@pytest.mark.parametrize("updates", [5, 9], ids=["within a stage", "in the stage after"])
+@pytest.mark.parametrize("updates", [4, 7], ids=["within a stage", "in the stage after"])
 def test_a_run_that_was_cut_ends_bit_identical(updates, trained, model, tmp_path, monkeypatch):
     backend, whole = trained
     cut_after(monkeypatch, updates)
@@ -153,6 +159,25 @@ def test_training_everything_says_that_tokens_change(model, tmp_path, capsys):
     assert {"l1", "stft_64", "stft_128", "commitment", "codebook"} <= terms
 
 
+FROM_SCRATCH = ("--no-freeze_encoder", "--no-freeze_vq", "--quantize_after", 3)
+
+
+def test_from_random_weights_codebooks_start_where_the_channels_are(backend_name, model, tmp_path, monkeypatch):
+    """Before that an update leaves them alone; a run that is cut after it ends bit-identical."""
+    whole = run(model, tmp_path / "whole", backend_name, *FROM_SCRATCH)
+    rows = [row for row in log.read(whole / "metrics.csv") if "loss" in row]
+    assert [row["codebook"] == 0 for row in rows] == [True] * 3 + [False] * (len(rows) - 3)
+    after = from_pretrained(whole / "best_model", backend_name)
+    counts = count_codes(after, sorted((recordings() / "train").iterdir()), None)
+    assert (np.count_nonzero(counts, axis=1) >= 6).all(), counts  # of 16
+    cut_after(monkeypatch, 6)
+    with pytest.raises(CutError):
+        run(model, tmp_path / "cut", backend_name, *FROM_SCRATCH, "--save_every_batches", 2)
+    monkeypatch.undo()
+    run(model, tmp_path / "cut", backend_name, *FROM_SCRATCH)
+    assert same(weights(tmp_path / "cut" / "checkpoint_epoch2"), weights(whole / "checkpoint_epoch2"))
+
+
 def test_both_backends_train_alike(model, tmp_path):
     """From one start, on the same crops and noise, over one epoch."""
     runs = [run(model, tmp_path / backend, backend, "--num_epochs", 1) for backend in BACKENDS]
@@ -183,6 +208,7 @@ def test_bfloat16_is_pytorchs(model, tmp_path, capsys):
         (["--pretrained_model", "nowhere/best_model.pt"], "nowhere/best_model.pt"),
         (["--l1_weight", -1], "--l1-weight -1"),
         (["--ema_decay", 1.5], "--ema-decay 1.5"),
+        (["--quantize_after", 5], "--quantize-after 5 is for training everything"),
     ],
 )
 def test_bad_options_are_named(model, tmp_path, capsys, extra, message):

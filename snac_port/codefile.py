@@ -76,15 +76,11 @@ def write_code_stream(
     blank = _header(codec, length=0, crc32=0)
 
     def save(staging: Path) -> None:
-        try:
-            with staging.open("wb") as file:
-                file.write(_start(blank))
-                crc = _write_body(file, pieces, codec.config)
-                file.seek(0)
-                file.write(_start(_header(codec, length=length(), crc32=crc)))
-        except BaseException:
-            staging.unlink(missing_ok=True)
-            raise
+        with staging.open("wb") as file:
+            file.write(_start(blank))
+            crc = _write_body(file, pieces, codec.config)
+            file.seek(0)
+            file.write(_start(_header(codec, length=length(), crc32=crc)))
 
     return write_atomically(path, save)
 

@@ -12,7 +12,7 @@ import numpy as np
 from backends.data.mel import mel_filters
 
 SCALES = ((2048, 150), (512, 80))  # window in samples and number of mel bands; the hop is a quarter of the window
-SMALLEST = 1e-5  # power below which logarithms are cut
+SMALLEST = 1e-5  # magnitude below which logarithms are cut
 _EPSILON = 1e-8
 
 
@@ -109,7 +109,7 @@ class _Scale:
             cut = np.lib.stride_tricks.sliding_window_view(part, self.window, axis=1)[:, :: self.hop]
             magnitudes = np.abs(np.fft.rfft(cut * _hann(self.window)))
             for name, values in (("stft", magnitudes), ("mel", magnitudes @ self.filters)):
-                logs = np.log10(np.maximum(values**2, SMALLEST))
+                logs = 2 * np.log10(np.maximum(values, SMALLEST))
                 self.sums[name] += float(np.abs(values[0] - values[1]).sum() + np.abs(logs[0] - logs[1]).sum())
                 self.counts[name] += values[0].size
         self.kept = self.kept[:, frames * self.hop :]

@@ -53,8 +53,14 @@ class AudioFile:
     def _decoded(self, samples: int) -> Iterator[np.ndarray]:
         import soundfile
 
+        class Onward(soundfile.SoundFile):
+            """soundfile seeks to where it is after every read, and in MP3 that is somewhere else."""
+
+            def seekable(self) -> bool:
+                return False
+
         try:
-            with soundfile.SoundFile(str(self.path)) as file:
+            with Onward(str(self.path)) as file:
                 while (block := file.read(samples, dtype="float32", always_2d=True)).size:
                     yield block
         except (RuntimeError, OSError) as error:
@@ -102,11 +108,7 @@ def _save(staging: Path, path: Path, blocks: Iterable[np.ndarray], rate_hz: int)
             for block in blocks:
                 file.write(np.clip(block, -1.0, 1.0))
     except soundfile.LibsndfileError as error:
-        staging.unlink(missing_ok=True)
         raise InputError(f"{path}: cannot be written ({_first_line(error)})") from error
-    except BaseException:
-        staging.unlink(missing_ok=True)
-        raise
 
 
 def _resampler(from_hz: int, to_hz: int) -> Any:

@@ -1,0 +1,14 @@
+#!/bin/sh
+# A tiny SNAC learns four speakers of the Free Spoken Digit Dataset, then its decoder moves to the fifth, on both
+# backends from the same start: sh examples/snac_new_speaker.sh RECORDINGS WORK
+set -e
+recordings=$1 work=$2
+python examples/fsdd_folders.py "$recordings" "$work/dataset"
+python -m snac_port.finetune --config configs/tiny_from_scratch.json --backend mlx \
+  --train-data "$work/dataset/four/train" --val-data "$work/dataset/four/val" --output-dir "$work/four"
+for backend in mlx torch; do
+  python -m snac_port.finetune --config configs/tiny.json --backend $backend \
+    --pretrained-model "$work/four/best_model.pt" \
+    --train-data "$work/dataset/fifth/train" --val-data "$work/dataset/fifth/val" --output-dir "$work/fifth_$backend"
+done
+python -m snac_port.stats --checkpoint "$work/four/best_model.pt" --input "$work/dataset/fifth/val" --output "$work/stats.json"

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from backends.errors import InputError
@@ -43,10 +44,11 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, shared: boo
         sync(staging)
         os.replace(staging, path)
     except OSError as error:
-        if staging.exists():
-            staging.unlink()
         raise InputError(
             f"{path}: cannot be written ({error.strerror or error}): check the folder and its free space"
         ) from error
+    finally:
+        with suppress(OSError):
+            staging.unlink(missing_ok=True)
     sync(path.parent)
     return path

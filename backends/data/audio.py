@@ -66,7 +66,9 @@ def write(path: Path | str, samples: np.ndarray, rate_hz: int) -> Path:
     try:
         return write_atomically(path, lambda staging: audiofile.write(str(staging), limited, rate_hz))
     except RuntimeError as error:
-        raise InputError(f"{path}: cannot be written ({_first_line(error)})") from error
+        raise InputError(
+            f"{path}: cannot be written ({_first_line(error)}): check the folder and its free space"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

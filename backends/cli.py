@@ -1,15 +1,16 @@
 """Commands from dataclasses: flags, --config files, and one-line errors with exit code 2."""
 
 import contextlib
+import inspect
 import io
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_type_hints
 
 import tyro
 
@@ -25,11 +26,36 @@ def run(main: Callable[[Options], object], options: type[Options], argv: Sequenc
     Bad input ends with one line on standard error and exit code 2. Hyphens and underscores in flags are the same.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    try:
+    with _one_line_errors():
         parsed = parse(options, argv)
         if note := blas.hint():
             print(note, file=sys.stderr)
         main(parsed)
+
+
+def script(main: Callable[..., object]) -> None:
+    """Call `main` with the words of the command line, read as the types of its parameters; errors as in `run`."""
+    words, parameters = sys.argv[1:], list(inspect.signature(main).parameters.values())
+    required = sum(parameter.default is parameter.empty for parameter in parameters)
+    with _one_line_errors():
+        if not required <= len(words) <= len(parameters):
+            names = [parameter.name.upper() for parameter in parameters]
+            usage = " ".join(names[:required] + [f"[{name}]" for name in names[required:]])
+            raise InputError(f"expected {usage}, found {len(words)} words")
+        main(*(_value(*pair) for pair in zip(parameters, words, strict=False)))
+
+
+def _value(parameter: inspect.Parameter, word: str) -> object:
+    try:
+        return parameter.annotation(word)
+    except ValueError as error:
+        raise InputError(f"{parameter.name.upper()} {word!r}: expected {parameter.annotation.__name__}") from error
+
+
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
     except InputError as error:
         _fail(str(error))
     except OSError as error:
@@ -51,6 +77,8 @@ def parse(options: type[Options], argv: Sequence[str]) -> Options:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
+        if isinstance(stop.__context__, InputError):  # raised while making the options
+            raise stop.__context__ from None
         raise InputError(_one_line(errors.getvalue())) from None
 
 
@@ -68,15 +96,11 @@ def _fail(message: str) -> None:
 def _one_line(text: str) -> str:
     """tyro's framed message as one line: what is wrong, without its title where that only repeats it."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    title = re.search(r"╭─ (.*?) ─", text)
-    body = " ".join(re.sub(r"╭.*╮|[╰╯│─]", " ", text).split())
-    body = re.sub(r"\s*For full helptext, .*|\s*Got errors: .*?(?= Argument helptext|$)", "", body)
-    ours = re.match(r"Error parsing \w+: (.*)", body)  # an InputError raised while making the options
-    if ours:
-        return ours[1]
-    repeats = not title or body.lower().startswith(title[1].split()[0].lower())
-    prefix = "" if repeats else f"{title[1].lower()}: "  # type: ignore[index]
-    return f"{prefix}{body}; see --help"
+    lines = [" ".join(re.sub(r"[╭╮╰╯│─]|-{3,}", " ", line).split()) for line in text.splitlines()]  # - without UTF-8
+    title, *rest = [line for line in lines if line] or [""]
+    body = re.sub(r"\s*For full helptext, .*|\s*Got errors: .*?(?= Argument helptext|$)", "", " ".join(rest))
+    repeats = title == "Value error" or body.lower().startswith(title.lower().split(" ")[0])
+    return f"{body if repeats else f'{title.lower()}: {body}'}; see --help"
 
 
 def _config_flags(options: type, argv: Sequence[str]) -> list[str]:
@@ -101,9 +125,11 @@ def _config(options: type, path: Path) -> dict:
         raise InputError(f"--config {path}: not valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise InputError(f"--config {path}: expected a JSON object of options")
-    known = {field.name for field in fields(options)}
+    known, types = {field.name for field in fields(options)}, get_type_hints(options)
     content = {name.replace("-", "_"): value for name, value in content.items()}
-    for name in content:
+    for name, value in content.items():
+        if types.get(name) is bool and not isinstance(value, bool):
+            raise InputError(f"--config {path}: {name!r} is {value!r}, expected true or false")
         if name not in known:
             close = get_close_matches(name, known, 1)
             raise InputError(
@@ -113,11 +139,11 @@ def _config(options: type, path: Path) -> dict:
 
 
 def _flag(name: str, value: object) -> list[str]:
-    flag = f"--{name.replace('_', '-')}"
+    flag = f"--{name.replace('_', '-')}"  # with "=", so that a value may begin with a hyphen
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag[2:]}"]
     if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
-        return [flag, json.dumps(value)]
+        return [f"{flag}={json.dumps(value)}"]
     if isinstance(value, list):
         return [flag, *map(str, value)]
-    return [flag, str(value)]
+    return [f"{flag}={value}"]

@@ -3,11 +3,10 @@
 python examples/example_context.py question.wav "How are you?" answer.wav "Fine, and you?" output.wav 1b
 """
 
-import sys
-
 import audiofile
 import numpy as np
 
+from backends import cli
 from csm_mlx import CSM, Segment, generate
 
 
@@ -25,4 +24,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    cli.script(main)

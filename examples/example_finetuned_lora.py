@@ -3,24 +3,24 @@
 python examples/example_finetuned_lora.py lora_finetune_output/lora_ckpt_epoch_5.safetensors "Your text here" 0
 """
 
-import sys
 from pathlib import Path
 
 import audiofile
 import numpy as np
 
+from backends import cli
 from backends.adapters.files import read_info
 from csm_mlx import CSM, generate
 from csm_mlx.finetune.lora import load_adapter, merge_lora_weights
 
 
-def main(path: str, text: str = "This is my fine-tuned voice.", speaker: str = "0", output: str = "output.wav") -> None:
+def main(path: str, text: str = "This is my fine-tuned voice.", speaker: int = 0, output: str = "output.wav") -> None:
     model = CSM.from_pretrained(read_info(Path(path)).base or "1b")
     model = merge_lora_weights(load_adapter(model, path))
-    audio = generate(model, text=text, speaker=int(speaker), context=[], max_audio_length_ms=5000, seed=0)
+    audio = generate(model, text=text, speaker=speaker, context=[], max_audio_length_ms=5000, seed=0)
     audiofile.write(output, np.asarray(audio), 24000)
     print(f"wrote {output}")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    cli.script(main)

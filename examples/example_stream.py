@@ -3,11 +3,10 @@
 python examples/example_stream.py "A long story." output.wav 1b
 """
 
-import sys
-
 import numpy as np
 import soundfile
 
+from backends import cli
 from csm_mlx import CSM, stream_generate
 
 
@@ -20,4 +19,4 @@ def main(text: str, output: str = "output.wav", base: str = "1b") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    cli.script(main)

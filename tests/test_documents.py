@@ -92,6 +92,20 @@ def test_examples_run(name, workplace):
     assert 1920 <= sound.size <= 62 * 1920
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "error: expected PATH [TEXT] [SPEAKER] [OUTPUT], found 0 words"),
+        (["none.safetensors", "a", "x"], "error: SPEAKER 'x': expected int"),
+        (["none.safetensors", "a", "0"], "error: none.safetensors: no such adapter file"),
+    ],
+)
+def test_examples_refuse_bad_input_in_one_line(words, message, workplace):
+    script = ROOT / "examples" / "example_finetuned_lora.py"
+    done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, cwd=workplace)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, message)
+
+
 def test_every_example_is_tested():
     scripts = {path.name for path in (ROOT / "examples").glob("example_*.py")}
     assert scripts == set(EXAMPLES)

@@ -47,7 +47,7 @@ class MetricsLog:
 def read(path: Path) -> list[Metrics]:
     """The rows of a metrics.csv as numbers, without empty cells; no rows where there is no file.
 
-    Ends before a row that a crash cut short.
+    Ends before a row that a crash cut short or damaged.
     """
     if not path.exists():
         return []
@@ -56,7 +56,10 @@ def read(path: Path) -> list[Metrics]:
         for row in csv.DictReader(file):
             if None in row.values():
                 break
-            rows.append({name: float(cell) for name, cell in row.items() if cell})
+            try:
+                rows.append({name: float(cell) for name, cell in row.items() if cell})
+            except (TypeError, ValueError):  # more cells than columns, or no number
+                break
     return rows
 
 

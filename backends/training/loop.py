@@ -79,7 +79,6 @@ class _Run:
         self.total = sum(task.updates(epoch) for epoch in range(1, options.epochs + 1))
         self.last_save = self.last_log = time.monotonic()
         self.seconds = 0.0  # of audio since the last row of the log
-        self.exported: Path | None = None
 
     def _plain_step(self, precision: Precision) -> TrainStep:
         compiled = self.options.compile == "on" or (self.options.compile == "auto" and self.backend.has_gpu)
@@ -98,7 +97,7 @@ class _Run:
                     if self._due(self.options.eval_every):
                         self._evaluate()
                     if self._due(self.options.save_every):
-                        self.exported = self._export(f"step_{self.state.step}")
+                        self._export(f"step_{self.state.step}")
                     late, signum = self._agree(self._overdue(), interrupted())
                     epoch_done = self.state.position == updates
                     if signum or not epoch_done and (late or self._due(self.options.save_every)):
@@ -111,6 +110,8 @@ class _Run:
                     self._end_epoch()
             self._save()
             self._log()
+            if self.options.eval_every and not self._due(self.options.eval_every):
+                self._sample()  # the report ends with the model as it is in the end
         return self._result()
 
     def _start(self) -> None:
@@ -166,7 +167,7 @@ class _Run:
     def _end_epoch(self) -> None:
         if not self.options.eval_every:
             self._evaluate()
-        self.exported = self._export(f"epoch_{self.state.epoch}")
+        self._export(f"epoch_{self.state.epoch}")
         self.state = replace(self.state, epoch=self.state.epoch + 1, position=0)
         self._save()
 
@@ -184,7 +185,7 @@ class _Run:
     def _judge(self, value: float) -> None:
         if self.state.best is None or value < self.state.best:
             self.state = replace(self.state, best=value, stale=0)
-            self.exported = self._export("best")
+            self._export("best")
             return
         self.state = replace(self.state, stale=self.state.stale + 1)
         if self.options.patience and self.state.stale >= self.options.patience:
@@ -199,11 +200,11 @@ class _Run:
         self.last_save = time.monotonic()
         self.backend.world.barrier()
 
-    def _export(self, label: str) -> Path | None:
-        if not self.chief:
-            return None
-        with self.step.averaged():
-            return self.task.export(self.model, self.directory, label)
+    def _export(self, label: str) -> None:
+        if self.chief:
+            with self.step.averaged():
+                path = self.task.export(self.model, self.directory, label)
+            self.state = replace(self.state, exported=path.name if path else "")
 
     def _sample(self) -> None:
         if self.chief:
@@ -247,7 +248,9 @@ class _Run:
             return None
         problem = damage(given)
         if problem:
-            raise InputError(f"--resume-from {given}: {problem}; give another checkpoint")
+            raise InputError(
+                f"--resume-from {given}: {problem}; give another checkpoint, such as RUN/checkpoints/step_100"
+            )
         return given
 
     def _due(self, every: int) -> bool:
@@ -283,11 +286,12 @@ class _Run:
 
     def _result(self) -> Result:
         self._report()
+        exported = self.directory / self.state.exported
         return Result(
             step=self.state.step,
             epoch=min(self.state.epoch, self.options.epochs),
             loss=self.state.loss,
             val_loss=self.state.best,
             report=self.directory / "report.html",
-            exported=self.exported,
+            exported=exported if self.state.exported and exported.exists() else None,
         )

@@ -1,5 +1,6 @@
 """The options every training command shares. Flags, config files and --help derive from these dataclasses."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -72,10 +73,12 @@ class TrainOptions:
             "patience",
         )
         for name, least in {**at_least, **dict.fromkeys(zero_or_more, 0)}.items():
-            if getattr(self, name) < least:
+            if not least <= getattr(self, name) < math.inf:  # NaN is not
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least {least}")
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise InputError(f"--learning-rate {self.learning_rate}: expected a positive number")
+        if not 0 <= self.lr_min_ratio <= 1:
+            raise InputError(f"--lr-min-ratio {self.lr_min_ratio}: expected a share of the peak, 0 to 1")
 
     def optim(self) -> OptimSpec:
         return OptimSpec(
@@ -100,5 +103,8 @@ MAY_CHANGE = frozenset(
         "patience",
         "resume",
         "compile",
+        "sample_text",
+        "sample_speaker",
+        "sample_ms",
     ]
 )

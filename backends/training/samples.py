@@ -8,6 +8,7 @@ from pathlib import Path
 from backends.atomic import write_text
 from backends.base import Sample
 from backends.data import audio
+from backends.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -38,4 +39,7 @@ def kept(run: Path) -> list[Kept]:
     index = run / "samples" / "index.json"
     if not index.exists():
         return []
-    return [Kept(**entry) for entry in json.loads(index.read_text(encoding="utf-8"))]
+    try:
+        return [Kept(**entry) for entry in json.loads(index.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{index}: not the index of a run's samples ({error}): remove it and run again") from error

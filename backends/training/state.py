@@ -26,6 +26,7 @@ class RunState:
     rows: int = 0  # of the log
     window: Metrics = field(default_factory=dict)
     window_steps: int = 0
+    exported: str = ""  # the newest file that the task exported, by its name in the run directory
     stopped: str = ""  # why the run ended before its last epoch
 
 
@@ -85,6 +86,8 @@ def _same_run(path: Path, saved: dict, asked: dict) -> None:
             raise InputError(
                 f"the {name} has changed since {path} was saved: use another --output-dir, or --no-resume to start over"
             )
+    if "dataset" in asked["identity"]:
+        may_change |= {"data_path", "val_path"}  # what they hold is the same
     for name in sorted((set(saved) | set(asked)) - may_change - {"identity"}):
         if saved.get(name) != asked.get(name):
             flag = f"--{name.replace('_', '-')}"

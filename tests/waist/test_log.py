@@ -55,6 +55,15 @@ def test_a_row_cut_short_by_a_crash_ends_the_log(tmp_path):
     assert path.read_text() == whole
 
 
+@pytest.mark.parametrize("damage", ["1,1,abc,,,,,,\n", "1,1,0.5,,,,,,,,7,8\n", "\0\0\0\n"])
+def test_a_damaged_row_ends_the_log(tmp_path, damage):
+    log = MetricsLog(tmp_path / "metrics.csv", ("a",), 0)
+    log.row({"step": 1, "epoch": 1, "loss": 0.5})
+    with log.path.open("a", encoding="utf-8") as file:
+        file.write(damage)
+    assert read(log.path) == [{"step": 1, "epoch": 1, "loss": 0.5}]
+
+
 def test_a_disk_that_refuses_is_one_line(tmp_path):
     log = MetricsLog(tmp_path / "metrics.csv", [], 0)
     log.path.unlink()

@@ -72,12 +72,32 @@ class GenerateOptions:
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise InputError("--text is empty: say something")
+        if self.output.suffix.lower() not in audio.FORMATS:  # before the work is done
+            raise InputError(f"--output {self.output}: expected a name that ends in {', '.join(audio.FORMATS)}")
+        self._check_numbers()
         counts = len(self.context_audio), len(self.context_text), len(self.context_speaker)
-        if counts[0] != counts[1] or counts[2] not in (0, 1, counts[0]):
+        if counts[0] != counts[1] or counts[2] not in {0, min(1, counts[0]), counts[0]}:
             raise InputError(
                 f"--context-audio, --context-text and --context-speaker belong together, found {counts[0]}, {counts[1]}"
                 f" and {counts[2]}: give one text (and one speaker, or one for all) for each recording"
             )
+
+    def _check_numbers(self) -> None:
+        large = sys.float_info.max
+        most = {
+            "speaker": large,
+            "max_audio_length_ms": large,
+            "temperature": large,
+            "top_k": large,
+            "top_p": 1,
+            "min_p": 1,
+        }
+        for name, highest in most.items():
+            if not 0 <= getattr(self, name) <= highest:  # NaN is not
+                expected = "a number from 0" if highest == large else f"0 to {highest}"
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected {expected}")
+        if any(speaker < 0 for speaker in self.context_speaker):
+            raise InputError(f"--context-speaker {min(self.context_speaker)}: expected whole numbers from 0")
 
 
 def main(options: GenerateOptions) -> None:

@@ -1,5 +1,6 @@
 """Speech from text and context: `generate` and `stream_generate`."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -67,6 +68,8 @@ def stream_generate(
 
     The chunks, concatenated, are what `generate` returns with the same seed.
     """
+    if chunk_frames < 1:
+        raise InputError(f"chunk_frames is {chunk_frames}: expected at least 1")
     state: dict[str, mx.array] = {}
     waiting: list[mx.array] = []
     codec = codec_of(model)
@@ -109,6 +112,8 @@ def _frames(
     stream: Any = None,
 ) -> Iterator[mx.array]:  # fmt: skip
     """Yield frames (1, K). The next frame is queued on the device before the host looks at this one."""
+    if not math.isfinite(max_audio_length_ms):
+        raise InputError(f"max_audio_length_ms is {max_audio_length_ms}: expected a number of milliseconds")
     limit = int(max_audio_length_ms / model.config.frame_ms)
     rows, is_audio = prompt_rows(model, text, speaker, context)
     _check_room(model, len(rows), limit)
@@ -250,6 +255,9 @@ def _check_room(model: CSM, rows: int, frames: int) -> None:
     if frames < 1:
         raise InputError(f"max_audio_length_ms must be at least one frame, {model.config.frame_ms:.0f} ms")
     most = model.config.max_positions - frames
+    if most < 2:
+        longest = (model.config.max_positions - 2) * model.config.frame_ms
+        raise InputError(f"max_audio_length_ms must be less than {longest:.0f}, which the model's positions hold")
     if rows >= most:
         raise InputError(
             f"the prompt has {rows} rows (text tokens and 80 ms frames of context), but {frames} frames of new audio "

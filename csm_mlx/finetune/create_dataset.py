@@ -44,6 +44,12 @@ class CreateDatasetOptions:
     max_samples: int | None = None
     """Stop after so many clips."""
 
+    def __post_init__(self) -> None:
+        if self.max_samples is not None and self.max_samples < 1:
+            raise InputError(f"--max-samples {self.max_samples}: expected at least 1")
+        if self.default_speaker < 0:
+            raise InputError(f"--default-speaker {self.default_speaker}: expected a whole number from 0")
+
 
 @dataclass(frozen=True)
 class Skipped:
@@ -92,7 +98,8 @@ def _candidates(options: CreateDatasetOptions) -> Iterator[Clip | Skipped]:
 
 def _from_folder(options: CreateDatasetOptions) -> Iterator[Clip | Skipped]:
     extension = options.audio_ext.lstrip(".")
-    found = options.audio_dir.glob(f"{'**/' if options.recursive else ''}*.{extension}")
+    every = options.audio_dir.glob("**/*" if options.recursive else "*")
+    found = (path for path in every if path.suffix.lower() == f".{extension.lower()}")
     suffixes = SUFFIXES if options.transcript_suffix is None else (options.transcript_suffix.lstrip("."),)
     for path in sorted(found):
         transcript = next((p for p in (path.with_suffix(f".{suffix}") for suffix in suffixes) if p.is_file()), None)
@@ -118,6 +125,8 @@ def _from_metadata(metadata: Path, options: CreateDatasetOptions) -> Iterator[Cl
         lines = metadata.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--metadata {metadata}: cannot be read ({error})") from error
+    if not any("|" in line for line in lines):
+        raise InputError(f"{metadata}: expected LJSpeech's rows id|text; move it away if it is something else")
     for row in csv.reader(lines, delimiter="|", quoting=csv.QUOTE_NONE):
         if not row:
             continue

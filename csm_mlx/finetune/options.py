@@ -1,5 +1,6 @@
 """The options of CSM's fine-tuning commands."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -7,6 +8,7 @@ from typing import Literal
 from backends.errors import InputError
 from backends.training.options import TrainOptions
 
+FRAME_MS = 80  # Mimi's
 EMBEDDINGS = ("text_embeddings", "audio_embeddings")
 
 
@@ -59,8 +61,16 @@ class CSMOptions(TrainOptions):
             raise InputError("--val-path and --val-split exclude each other: give one of them")
         if self.patience and self.val_path is None and not self.val_split:
             raise InputError("--patience needs a validation set: give --val-path or --val-split")
-        if self.first_codebook_weight < 0:
+        if not 0 <= self.first_codebook_weight < math.inf:
             raise InputError(f"--first-codebook-weight {self.first_codebook_weight}: expected 0 or more")
+        if self.max_samples is not None and self.max_samples < 1:
+            raise InputError(f"--max-samples {self.max_samples}: expected at least 1")
+        if self.max_audio_length_ms is not None and not self.max_audio_length_ms > 0:
+            raise InputError(f"--max-audio-length-ms {self.max_audio_length_ms}: expected a positive number")
+        if not FRAME_MS <= self.sample_ms < math.inf:
+            raise InputError(f"--sample-ms {self.sample_ms}: expected at least {FRAME_MS}, one frame")
+        if self.sample_speaker is not None and self.sample_speaker < 0:
+            raise InputError(f"--sample-speaker {self.sample_speaker}: expected a whole number from 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +98,8 @@ class LoRAOptions(CSMOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 < self.lora_alpha < math.inf:
+            raise InputError(f"--lora-alpha {self.lora_alpha}: expected a positive number, often twice the rank")
         clash = [name for name in self.target_modules if "embeddings" in name]
         if self.train_embeddings and clash:
             raise InputError(

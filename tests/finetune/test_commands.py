@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -60,6 +61,25 @@ def test_the_seed_s_recommended_command_runs(dataset, tmp_path, monkeypatch):
     assert {"step_000000_recording.wav", "step_000000_before.wav", "step_000010_generated.wav"} <= samples
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--text  --model " + 90 * "m", "error: --text is empty: say something"),
+        ("--speaker x --text a", "error: Error parsing --speaker: invalid literal for int() with base 10: 'x' Argument helptext"),
+        ("--txt a", "error: required options: Missing from python -m csm_mlx.generate: --text STR What to say. (required) "
+         "Unrecognized options: --txt a; see --help"),
+    ],
+)  # fmt: skip
+def test_errors_in_flags_are_one_line_whatever_the_terminal(words, message, encoding):
+    command = [sys.executable, "-m", "csm_mlx.generate", *words.split(" ")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": encoding})
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
+    assert "--- " not in done.stderr
+
+
 def test_hyphens_and_underscores_are_the_same():
     options = cli.parse(LoRAOptions, ["--data_path", "d.json", "--lora_rank", "3", "--train_embeddings"])
     assert (options.lora_rank, options.train_embeddings) == (3, True)
@@ -114,6 +134,18 @@ BAD_FLAGS = {
     "--model nowhere/else/there": "--model nowhere/else/there: no such directory",
     "--pretrained-path none.safetensors": "none.safetensors",
     "--resume-from none": "--resume-from none: no such",
+    "--resume-from .": "give another checkpoint, such as RUN/checkpoints/step_100",
+    "--max-samples 0": "--max-samples 0: expected at least 1",
+    "--max-samples -3": "--max-samples -3: expected at least 1",
+    "--max-audio-length-ms -5": "--max-audio-length-ms -5.0: expected a positive number",
+    "--sample-ms 10": "--sample-ms 10.0: expected at least 80, one frame",
+    "--sample-speaker -1": "--sample-speaker -1: expected a whole number from 0",
+    "--lora-alpha -3": "--lora-alpha -3.0: expected a positive number",
+    "--learning-rate inf": "--learning-rate inf: expected a positive number",
+    "--weight-decay nan": "--weight-decay nan: expected at least 0",
+    "--max-norm nan": "--max-norm nan: expected at least 0",
+    "--lr-min-ratio 2": "--lr-min-ratio 2.0: expected a share of the peak, 0 to 1",
+    "--first-codebook-weight nan": "--first-codebook-weight nan: expected 0 or more",
 }
 
 
@@ -213,6 +245,51 @@ def test_a_changed_dataset_on_continuing_is_refused(lora, capsys, dataset, tmp_p
     assert re.search(r"--data-path is|the dataset has changed", capsys.readouterr().err)
 
 
+def test_a_finished_run_says_where_its_weights_are(lora, capsys):
+    run = lora()
+    capsys.readouterr()
+    lora(output=run)
+    assert f"weights: {run / 'lora_ckpt_epoch_1.safetensors'}" in capsys.readouterr().out
+
+
+def test_what_does_not_change_the_numbers_may_change_on_continuing(lora, dataset, tmp_path, capsys):
+    run = lora("--learning-rate", 1e-3)
+    moved = tmp_path / "moved.json"
+    moved.write_text(dataset.read_text(encoding="utf-8"), encoding="utf-8")
+    lora("--learning-rate", 1e-3, "--epochs", 2, "--sample-text", "new", "--sample-ms", 80, output=run, data=moved)
+    assert "resuming from" in capsys.readouterr().out
+    assert (run / "lora_ckpt_epoch_2.safetensors").exists()
+
+
+def test_the_last_sample_is_of_the_model_as_it_is_in_the_end(lora):
+    run = lora("--sample-text", "a", "--sample-ms", 80, "--batch-size", 3, "--eval-every", 2)
+    made = {path.name for path in (run / "samples").glob("step_*_generated.wav")}
+    assert made == {"step_000002_generated.wav", "step_000003_generated.wav"}
+
+
+def test_config_values_that_look_like_flags_or_are_no_switches(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text('{"data_path": "d.json", "sample_text": "--loud", "target_modules": "attn"}', encoding="utf-8")
+    options = cli.parse(LoRAOptions, ["--config", str(file)])
+    assert (options.sample_text, options.target_modules) == ("--loud", ("attn",))
+    file.write_text('{"data_path": "d.json", "train_embeddings": "yes"}', encoding="utf-8")
+    with pytest.raises(InputError, match="'train_embeddings' is 'yes', expected true or false"):
+        cli.parse(LoRAOptions, ["--config", str(file)])
+
+
+def test_a_full_disk_leaves_no_half_written_sound(tmp_path, monkeypatch):
+    def refuse(path: str, *_arguments) -> None:
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("System error.")  # what libsndfile says
+
+    monkeypatch.setattr(audio.audiofile, "write", refuse)
+    with pytest.raises(
+        InputError, match=r"a\.wav: cannot be written \(System error\.\): check the folder and its free"
+    ):
+        audio.write(tmp_path / "a.wav", np.zeros(10), 24000)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_effects_of_options(lora, tmp_path):
     def losses(*extra):
         run = lora("--log-every", 1, "--batch-size", 8, *extra, output=tmp_path / "_".join(map(str, extra)))
@@ -262,7 +339,15 @@ def test_importing_the_command_leaves_the_function_callable():
         (["--text", "a", "--context-audio", "x.wav"], "belong together"),
         (["--text", "a", "--output", "x.xyz"], "expected a name that ends in .wav"),
         (["--text", "a", "--lora", "none.safetensors"], "none.safetensors"),
-        (["--text", "a", "--temperature", "-1"], "expected numbers from 0"),
+        (["--text", "a", "--temperature", "-1"], "--temperature -1.0: expected a number from 0"),
+        (["--text", "a", "--temperature", "nan"], "--temperature nan: expected a number from 0"),
+        (["--text", "a", "--top-k", "-1"], "--top-k -1: expected a number from 0"),
+        (["--text", "a", "--top-p", "2"], "--top-p 2.0: expected 0 to 1"),
+        (["--text", "a", "--min-p", "2"], "--min-p 2.0: expected 0 to 1"),
+        (["--text", "a", "--speaker", "-2"], "--speaker -2: expected a number from 0"),
+        (["--text", "a", "--max-audio-length-ms", "nan"], "--max-audio-length-ms nan: expected a number from 0"),
+        (["--text", "a", "--max-audio-length-ms", "1e9"], "max_audio_length_ms must be less than 163680"),
+        (["--text", "a", "--context-speaker", "3"], "belong together, found 0, 0 and 1"),
     ],
 )
 def test_generate_refuses_bad_input(extra, message, capsys):

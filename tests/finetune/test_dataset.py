@@ -77,6 +77,29 @@ def test_ljspeech_metadata(tmp_path):
     assert rows == [{"text": "Doctor one", "audio_path": "wavs/LJ001.wav", "speaker_id": 0}]
 
 
+def test_extensions_in_capitals_are_found(tmp_path):
+    shutil.copy(RECORDINGS / "1_george_5.wav", tmp_path / "A.WAV")
+    (tmp_path / "A.txt").write_text("one", encoding="utf-8")
+    create("--audio-dir", tmp_path, "--output-json", tmp_path / "d.json")
+    assert json.loads((tmp_path / "d.json").read_text(encoding="utf-8"))[0]["audio_path"] == "A.WAV"
+
+
+def test_a_metadata_csv_of_another_kind_is_named(tmp_path, capsys):
+    (tmp_path / "metadata.csv").write_text("file_name,transcription\na.wav,hello\n", encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        create("--audio-dir", tmp_path, "--output-json", tmp_path / "d.json")
+    assert stop.value.code == 2
+    assert "metadata.csv: expected LJSpeech's rows id|text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--max-samples", 0), ("--default-speaker", -1)])
+def test_numbers_out_of_range_are_an_error(flag, value, folder, capsys):
+    with pytest.raises(SystemExit) as stop:
+        create("--audio-dir", folder, "--output-json", folder / "d.json", flag, value)
+    assert stop.value.code == 2
+    assert f"{flag} {value}: expected" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flags", [["--audio-dir", "gone"], ["--audio-dir", "."]])
 def test_nothing_to_make_is_an_error(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

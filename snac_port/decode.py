@@ -44,6 +44,8 @@ def main(options: DecodeOptions) -> None:
         if source.suffix == TOKENS:
             print(f"{source} -> {target}: {decode_tokens(codec, source, target, options):.2f} s", flush=True)
             return
+        if options.first_token:
+            raise InputError(f"--first-token {options.first_token}: {source} holds codes, expected a {TOKENS} file")
         noise, seed, chunk_s = options.noise_source(), options.seed, options.chunk_s
         report = files.decode_file(codec, source, target, noise=noise, seed=seed, chunk_s=chunk_s)
         said = f"{report.duration_s:.2f} s, real-time factor {report.real_time_factor:.3f}"

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Literal
 
 from backends import cli
-from backends.atomic import write_text
-from backends.data import audio
+from backends.atomic import write_atomically
+from backends.data.stream import AudioFile, open_audio
 from backends.errors import InputError
 from snac_port import files
 from snac_port.codec import Codec
 from snac_port.codefile import SUFFIX
+from snac_port.codes import whole
 from snac_port.options import CodecOptions
 from snac_port.tokens import flatten
 
@@ -40,6 +41,8 @@ class EncodeOptions(CodecOptions):
 def main(options: EncodeOptions) -> None:
     """Encode every file, one line each."""
     suffix = f".{options.format}" if options.format else options.output.suffix or SUFFIX
+    if suffix == SUFFIX and options.first_token:
+        raise InputError(f"--first-token {options.first_token}: {SUFFIX} files hold codes, expected --format txt")
     if suffix not in (SUFFIX, ".txt"):
         raise InputError(f"--output {options.output}: expected a name that ends in {SUFFIX} or .txt, or --format")
     work = files.pairs(options.input, options.output, files.AUDIO_SUFFIXES, suffix)
@@ -53,16 +56,30 @@ def main(options: EncodeOptions) -> None:
             said = f"{report.duration_s:.2f} s in {size:,} bytes, real-time factor {factor:.3f}"
             print(f"{source}{heard} -> {target}: {said}", flush=True)
         else:
-            print(f"{source} -> {target}: {_write_tokens(codec, source, target, options)} tokens", flush=True)
+            audio = open_audio(source)
+            changes = audio.changes(codec.config.sampling_rate)
+            heard = f" ({changes})" if changes else ""
+            count = _write_tokens(codec, audio, target, options)
+            print(f"{source}{heard} -> {target}: {audio.duration_s:.2f} s in {count:,} tokens", flush=True)
 
     files.each(work, encode)
 
 
-def _write_tokens(codec: Codec, source: Path, target: Path, options: EncodeOptions) -> int:
-    codes = codec.encode(audio.read(source, codec.config.sampling_rate), chunk_s=options.chunk_s)
-    frames = flatten(codes, codec.config, first=options.first_token)
-    write_text(target, "".join(" ".join(map(str, frame)) + "\n" for frame in frames))
-    return frames.size
+def _write_tokens(codec: Codec, source: AudioFile, target: Path, options: EncodeOptions) -> int:
+    """Write a frame per line as the audio is read; returns the number of tokens."""
+    config, count = codec.config, 0
+    pieces = codec.encode_stream(source.blocks(config.sampling_rate), chunk_s=options.chunk_s)
+
+    def save(staging: Path) -> None:
+        nonlocal count
+        with staging.open("w", encoding="utf-8") as file:
+            for levels in pieces:
+                frames = flatten(whole(levels, config), config, first=options.first_token)
+                file.writelines(" ".join(map(str, frame)) + "\n" for frame in frames)
+                count += frames.size
+
+    write_atomically(target.expanduser(), save)
+    return count
 
 
 if __name__ == "__main__":

@@ -103,8 +103,10 @@ def pairs(source: Path, target: Path, suffixes: Sequence[str], new_suffix: str |
     return made
 
 
-def each(work: list[tuple[Path, Path]], do: Callable[[Path, Path], object]) -> None:
-    """Do all pairs. A file of a folder that is bad does not stop the others: the bad ones are named at the end."""
+def each(
+    work: list[tuple[Path, Path]], do: Callable[[Path, Path], object], then: Callable[[], object] = lambda: None
+) -> None:
+    """Do all pairs, and `then`. A file of a folder that is bad does not stop the others: they are named at the end."""
     bad: list[str] = []
     for source, target in work:
         try:
@@ -113,6 +115,8 @@ def each(work: list[tuple[Path, Path]], do: Callable[[Path, Path], object]) -> N
             if len(work) == 1:
                 raise
             bad.append(str(error))
+    if len(bad) < len(work):
+        then()
     if bad:
         raise InputError(f"{len(bad)} of {len(work)} files failed: " + "; ".join(bad))
 

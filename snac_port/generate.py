@@ -17,6 +17,7 @@ import numpy as np
 
 from backends import cli
 from backends.data.stream import checked_target, write_stream
+from backends.errors import InputError
 from snac_port import files
 from snac_port.decode import TOKENS, read_tokens
 from snac_port.generation import draw_codes, generate
@@ -31,10 +32,17 @@ class GenerateOptions(DecoderOptions):
     """The file to write (.wav, .flac, .ogg or .mp3)."""
     codes: Path | None = None
     """A .snac file of codes or a .txt file of tokens; default: codes are drawn, a function of --seed."""
-    seconds: float = 5.0
-    """How much to draw."""
+    seconds: float | None = None
+    """How much to draw; default: 5."""
     first_token: int = 0
     """What was added to every token of a .txt; 128266 reads Orpheus' ids."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.codes is not None and self.seconds is not None:
+            raise InputError(f"--seconds {self.seconds}: is for codes that are drawn; leave it or --codes out")
+        if self.first_token and (self.codes is None or self.codes.suffix != TOKENS):
+            raise InputError(f"--first-token {self.first_token}: expected --codes with a {TOKENS} file of tokens")
 
 
 def main(options: GenerateOptions) -> None:
@@ -51,7 +59,10 @@ def main(options: GenerateOptions) -> None:
     if options.codes is not None:
         codes, what = read_tokens(options.codes, config, options.first_token), f"the tokens in {options.codes}"
     else:
-        codes, what = draw_codes(config, options.seconds, seed), f"codes drawn with seed {seed}"
+        codes, what = (
+            draw_codes(config, 5.0 if options.seconds is None else options.seconds, seed),
+            f"codes drawn with seed {seed}",
+        )
     stream = codec.decode_stream([codes.levels], length=codes.length, noise=noise, seed=seed, chunk_s=options.chunk_s)
     write_stream(target, stream, config.sampling_rate)
     print(f"{target}: {codes.duration_s:.2f} s of {what}")

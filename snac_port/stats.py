@@ -15,6 +15,7 @@ import numpy as np
 from backends import cli
 from backends.atomic import write_atomically, write_text
 from backends.data.stream import open_audio
+from backends.errors import InputError
 from backends.training.report import figure
 from backends.training.usage import draw
 from snac_port import files
@@ -31,7 +32,7 @@ class StatsOptions(CodecOptions):
     input: Path
     """An audio file, a .snac file of codes, or a folder of them."""
     output: Path = Path("stats.json")
-    """Where the numbers go; the picture has the same name with .png."""
+    """Where the numbers go (.json); the picture has the same name with .png."""
 
 
 @dataclass(frozen=True)
@@ -52,29 +53,33 @@ class Usage:
 
 def main(options: StatsOptions) -> None:
     """Count, print a line per level, write JSON and PNG."""
+    if options.output.suffix != ".json":
+        raise InputError(f"--output {options.output}: expected a name that ends in .json; the picture goes beside it")
     work = files.pairs(options.input, options.output, (*files.AUDIO_SUFFIXES, SUFFIX), None)
     codec = options.codec()
     counts = np.zeros((len(codec.config.vq_strides), codec.config.codebook_size), np.int64)
-    seconds = 0.0
+    durations_s: list[float] = []
 
     def add(source: Path, _target: Path) -> None:
-        nonlocal seconds
         levels, duration_s = count_file(codec, source, options.chunk_s)
         counts[...] += levels
-        seconds += duration_s
+        durations_s.append(duration_s)
 
-    files.each(work, add)
-    found = usage(counts, codec.config)
+    files.each(work, add, lambda: _write(options.output, counts, durations_s, codec.config))
+
+
+def _write(output: Path, counts: np.ndarray, durations_s: list[float], config: SNACConfig) -> None:
+    found, seconds = usage(counts, config), sum(durations_s)
     for level in found:
         print(
             f"level {level.level} (stride {level.stride}): {level.used} of {level.entries} entries used in "
             f"{level.codes} codes, perplexity {level.perplexity:.1f}"
         )
-    content = {"files": len(work), "seconds": round(seconds, 3), "levels": [asdict(level) for level in found]}
-    write_text(options.output, json.dumps(content, indent=1))
-    picture = options.output.with_suffix(".png")
+    content = {"files": len(durations_s), "seconds": round(seconds, 3), "levels": [asdict(level) for level in found]}
+    write_text(output, json.dumps(content, indent=1))
+    picture = output.with_suffix(".png")
     write_atomically(picture, lambda staging: _draw(staging, counts))
-    print(f"{options.output}, {picture}: {len(work)} file(s), {seconds:.1f} s")
+    print(f"{output}, {picture}: {len(durations_s)} file(s), {seconds:.1f} s")
 
 
 def count_file(codec: Codec, path: Path, chunk_s: float | None = None) -> tuple[np.ndarray, float]:

@@ -2,10 +2,8 @@
 
 A frame is K + 1 passes through small stacks at batch 1, so the time goes into dispatching as much as into bytes. Here
 q, k and v are one product, on a GPU gate and up another, and activations stay two-dimensional. Fused weights share
-their memory with the model's: `q_proj.weight` and its like become views of them.
-
-On a GPU norms, rotary positions and attention are MLX's fused kernels. On the CPU, where those fall apart into 11, 29
-and 13 primitives, `CPUForms` does the same with 7, 4 and 6.
+their memory with the model's: `q_proj.weight` and its like become views of them. What differs
+between devices is in `csm_mlx.forms`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,104 +14,12 @@ from mlx.utils import tree_flatten
 
 from backends.mlx_backend.lora import adapters
 from csm_mlx.config import LlamaConfig
-from csm_mlx.llama import FixedCache, Llama, rope_wavelengths
+from csm_mlx.forms import CPUForms, Forms, GPUForms, Weights
+from csm_mlx.llama import FixedCache, Llama
 from csm_mlx.model import CSM
 
 Caches = list[tuple[mx.array, mx.array]]  # per backbone layer: keys and values (B, kv heads, slots, d)
 Pick = Callable[[mx.array, int], mx.array]  # (logits (B, V), codebook) -> codes (B,)
-Weights = dict[str, Any]  # a tree of arrays, so that a compiled step can take it as an argument
-
-
-class Forms(Protocol):
-    """How to norm (B T, D), rotate heads (B, H, T, d) and attend over them, back to (B T, H d), on a device."""
-
-    def norm(self, x: mx.array, weight: mx.array) -> mx.array: ...
-    def gate_and_up(self, x: mx.array, layer: Weights) -> Sequence[mx.array]: ...
-    def rotate(self, q_and_k: mx.array, position: Any) -> mx.array: ...
-    def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array: ...
-    def position(self, offset: Any, length: int) -> Any: ...
-    def mask(self, slots: int, taken: mx.array) -> mx.array: ...
-
-
-class GPUForms:
-    """MLX's fused kernels."""
-
-    def __init__(self, config: LlamaConfig, positions: int):
-        self.config = config
-        self.wavelengths = rope_wavelengths(config.head_dim, config.rope_theta, config.rope_scaling)
-
-    def norm(self, x: mx.array, weight: mx.array) -> mx.array:
-        return mx.fast.rms_norm(x, weight[0], self.config.norm_eps)
-
-    def gate_and_up(self, x: mx.array, layer: Weights) -> Sequence[mx.array]:
-        return mx.split(x @ layer["gate_up"], 2, axis=-1)
-
-    def position(self, offset: Any, length: int) -> Any:
-        return offset
-
-    def rotate(self, q_and_k: mx.array, position: Any) -> mx.array:
-        d = self.config.head_dim
-        return mx.fast.rope(q_and_k, d, traditional=True, base=None, scale=1.0, offset=position, freqs=self.wavelengths)
-
-    def mask(self, slots: int, taken: mx.array) -> mx.array:
-        return mx.arange(slots) <= taken
-
-    def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
-        causal = "causal" if mask is None and q.shape[2] > 1 else mask
-        return _rows(mx.fast.scaled_dot_product_attention(q, k, v, scale=self.config.head_dim**-0.5, mask=causal))
-
-
-class CPUForms:
-    """The same in few primitives, float32. Pairs of numbers are rotated as complex numbers."""
-
-    def __init__(self, config: LlamaConfig, positions: int):
-        self.config = config
-        self.mean = mx.full((config.width, 1), 1 / config.width)
-        self.eps = mx.full((1, 1), config.norm_eps)
-        self.phases = self._phases(positions)
-        mx.eval(self.mean, self.eps, self.phases)
-
-    def norm(self, x: mx.array, weight: mx.array) -> mx.array:
-        return x * mx.rsqrt(mx.addmm(self.eps, x.square(), self.mean)) * weight
-
-    def gate_and_up(self, x: mx.array, layer: Weights) -> Sequence[mx.array]:
-        """Two products: OpenBLAS is slower on the one, which is past what it calls a small matrix."""
-        return x @ layer["gate"], x @ layer["up"]
-
-    def position(self, offset: Any, length: int) -> mx.array:
-        """The rotations (1, heads, length, d / 2) of the positions from `offset` on."""
-        if isinstance(offset, int):
-            return self.phases[offset : offset + length].swapaxes(0, 1)[None]
-        return self.phases[offset][None, :, None]
-
-    def rotate(self, q_and_k: mx.array, position: Any) -> mx.array:
-        return (q_and_k.view(mx.complex64) * position).view(mx.float32)
-
-    def mask(self, slots: int, taken: mx.array) -> mx.array:
-        return mx.where(mx.arange(slots) <= taken, 0.0, -mx.inf)[None, None]
-
-    def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
-        """Queries that share keys are rows of one product; the scale is in their phases."""
-        B, H, T, d = q.shape
-        scores = q.reshape(B, k.shape[1], -1, d) @ k.swapaxes(2, 3)
-        if mask is not None:
-            scores = scores + mask
-        elif T > 1:
-            scores = scores + self._causal(H // k.shape[1], T, k.shape[2])
-        y = mx.softmax(scores, axis=-1) @ v
-        return y.reshape(B, H * d) if T == 1 else _rows(y.reshape(B, H, T, d))
-
-    def _causal(self, groups: int, T: int, L: int) -> mx.array:
-        visible = mx.arange(L) <= mx.arange(L - T, L)[:, None]
-        return mx.tile(mx.where(visible, 0.0, -mx.inf), (groups, 1))
-
-    def _phases(self, positions: int) -> mx.array:
-        """exp(i position / wavelength), (positions, q and k heads, d / 2); those of q carry the attention scale."""
-        config = self.config
-        wavelengths = rope_wavelengths(config.head_dim, config.rope_theta, config.rope_scaling)
-        angles = mx.arange(positions)[:, None, None] / wavelengths
-        scale = mx.array([config.head_dim**-0.5] * config.heads + [1.0] * config.kv_heads)[:, None]
-        return scale * (mx.cos(angles) + 1j * mx.sin(angles))
 
 
 class FramePath(Protocol):
@@ -253,12 +159,6 @@ def _heads(x: mx.array, heads: int, T: int, d: int) -> mx.array:
     if T == 1:
         return x.reshape(-1, heads, 1, d)
     return x.reshape(-1, T, heads, d).swapaxes(1, 2)
-
-
-def _rows(x: mx.array) -> mx.array:
-    """(B, heads, T, d) -> (B T, heads d)."""
-    B, heads, T, d = x.shape
-    return (x if T == 1 else x.swapaxes(1, 2)).reshape(B * T, heads * d)
 
 
 def fuse(model: CSM, *, kernels: bool) -> Weights:

@@ -119,7 +119,7 @@ def _frames(
     _check_room(model, len(rows), limit)
     seed = mix(np.random.SeedSequence().entropy) if seed is None else seed  # type: ignore[arg-type]
     if not isinstance(sampler, Sampler | None):
-        mx.random.seed(seed)  # such samplers draw from MLX's global generator
+        mx.random.seed(mix(seed))  # such samplers draw from MLX's global generator
     training = model.training
     model.eval()
     try:

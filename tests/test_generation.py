@@ -122,6 +122,19 @@ assert (one == two).all() and one.shape == (19200,)
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_negative_seed_is_a_seed_for_any_sampler(model):
+    from mlx_lm.sample_utils import make_sampler
+
+    for sampler in (None, make_sampler(1.0)):
+        first, again = (np.array(generate(model, "a", 0, [], 160, sampler=sampler, seed=-3)) for _ in range(2))
+        np.testing.assert_array_equal(first, again)
+
+
+def test_chunks_have_at_least_one_frame(model):
+    with pytest.raises(InputError, match="chunk_frames is 0: expected at least 1"):
+        next(stream_generate(model, "a", 0, [], 160, chunk_frames=0))
+
+
 def test_processors_see_codebook_0_and_its_history(model):
     lengths = []
 

@@ -5,6 +5,7 @@ import zlib
 import numpy as np
 
 from backends.base import Leaf, LoRASpec
+from backends.seeds import rng
 
 
 def initial(name: str, leaf: Leaf, spec: LoRASpec, seed: int) -> dict[str, np.ndarray]:
@@ -13,11 +14,11 @@ def initial(name: str, leaf: Leaf, spec: LoRASpec, seed: int) -> dict[str, np.nd
     Linear: A uniform in +-1/sqrt(in), B zero. Embedding (in = entries, out = width): A zero, B standard normal.
     Both are PEFT's defaults (peft/tuners/lora/layer.py).
     """
-    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    draw = rng(seed, zlib.crc32(name.encode()))
     if leaf.kind == "embedding":
         entries, width = leaf.shape
-        b = rng.standard_normal((width, spec.rank), dtype=np.float32)
+        b = draw.standard_normal((width, spec.rank), dtype=np.float32)
         return {"lora_A": np.zeros((spec.rank, entries), np.float32), "lora_B": b}
     out, fan_in = leaf.shape
-    a = rng.uniform(-1.0, 1.0, (spec.rank, fan_in)) / fan_in**0.5
+    a = draw.uniform(-1.0, 1.0, (spec.rank, fan_in)) / fan_in**0.5
     return {"lora_A": a.astype(np.float32), "lora_B": np.zeros((out, spec.rank), np.float32)}

@@ -142,8 +142,12 @@ def _closing(result: Result) -> str:
         parts.append(f"loss {result.loss:.4f}")
     if result.val_loss is not None:
         parts.append(f"best validation loss {result.val_loss:.4f}")
-    weights = f"\nweights: {result.exported}" if result.exported else ""
-    return f"done: {', '.join(parts)}{weights}\nreport: {result.report}"
+    lines = [f"done: {', '.join(parts)}"]
+    if result.exported:
+        lines.append(f"weights: {result.exported}")
+    if result.val_loss is not None:
+        lines += [f"best: {path}" for path in result.report.parent.glob("*ckpt_best.safetensors")]
+    return "\n".join([*lines, f"report: {result.report}"])
 
 
 __all__ = ["Example", "finetune", "load_model"]

@@ -306,11 +306,18 @@ def test_effects_of_options(lora, tmp_path):
     assert everything["depth"] != pytest.approx(plain["depth"], rel=1e-6)
 
 
-def test_validation_split_and_patience(lora):
+def test_a_negative_seed_is_a_seed(lora, tmp_path):
+    one, other = (lora("--seed", seed, output=tmp_path / str(seed)) for seed in (-1, -2))
+    losses = [read(run / "metrics.csv")[-1]["loss"] for run in (one, other)]
+    assert losses[0] != losses[1]
+
+
+def test_validation_split_and_patience(lora, capsys):
     run = lora("--val-split", 0.25, "--epochs", 6, "--patience", 1, "--learning-rate", 1e-30)
     values = [row["val_loss"] for row in read(run / "metrics.csv") if "val_loss" in row]
     assert len(values) == 2  # the second was no better
     assert (run / "lora_ckpt_best.safetensors").exists()
+    assert f"best: {run / 'lora_ckpt_best.safetensors'}" in capsys.readouterr().out
 
 
 def test_generate_command(lora, tmp_path, capsys):

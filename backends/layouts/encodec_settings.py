@@ -1,4 +1,4 @@
-"""EnCodec's settings: ours is a plain dictionary, with transformers' config.json and audiocraft's xp.cfg read into it."""
+"""EnCodec's settings: a plain dictionary, into which transformers' config.json and audiocraft's xp.cfg are read."""
 
 import math
 from collections.abc import Mapping
@@ -90,7 +90,10 @@ def from_transformers(content: Mapping[str, Any]) -> dict[str, Any]:
     if content.get("codebook_dim") not in (None, settings["width"]):
         raise ValueError(f"codebook_dim {content['codebook_dim']!r} is not supported, only hidden_size")
     bandwidths = content.get("target_bandwidths") or [1.5, 3.0, 6.0, 12.0, 24.0]
-    return {**settings, "codebooks": int(1000 * bandwidths[-1] // _bits_per_second(settings))}
+    codebooks = int(1000 * bandwidths[-1] // _bits_per_second(settings))
+    if codebooks < 1:
+        raise ValueError(f"target_bandwidths {list(bandwidths)} leave room for no codebook")
+    return {**settings, "codebooks": codebooks}
 
 
 def to_transformers(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ same without cross-attention. Their codec stays a file of its own, since that cl
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 

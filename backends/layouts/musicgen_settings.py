@@ -1,4 +1,4 @@
-"""MusicGen's settings: ours is a plain dictionary; transformers' config.json and audiocraft's xp.cfg are read into it."""
+"""MusicGen's settings: a plain dictionary, into which transformers' config.json and audiocraft's xp.cfg are read."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Convolutions whose weight is g v / |v| (weight normalisation, arXiv:1602.07868), stored as upstream's files hold it."""
+"""Convolutions whose weight is g v / |v|: weight normalisation (arXiv:1602.07868), stored as upstream's files do."""
 
 import mlx.core as mx
 import mlx.nn as nn

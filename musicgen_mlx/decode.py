@@ -1,0 +1,132 @@
+"""One step of MusicGen over static caches, compiled where that pays.
+
+Guidance runs the condition and its null as one batch, so weights are read once for both. Where it would change nothing
+(no condition, nothing said, a factor of 1) the batch is not doubled.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from backends.mlx_backend.sampling import Sampler, step_key
+from musicgen_mlx import condition as conditions
+from musicgen_mlx.attention import FixedCache, KeysValues, Recorder
+from musicgen_mlx.condition import Condition
+from musicgen_mlx.model import Memory, MusicGen
+
+SLOTS = 256  # the caches grow by so many steps, so that shapes change rarely
+UNKNOWN = -1  # in grids of known codes: to be predicted
+
+Step = Callable[..., tuple[mx.array, list[KeysValues]]]
+
+
+class Decoder:
+    """The state of a batch that is being generated: caches of what was read, and what is attended to.
+
+    `seeds` holds one seed per item, so that an item's codes do not depend on its batch.
+    """
+
+    def __init__(
+        self, model: MusicGen, sampler: Sampler, seeds: Sequence[int], condition: Condition | None = None,
+        guidance: float = 3.0, *, compile: bool | None = None,
+    ):  # fmt: skip
+        self.model, self.sampler, self.seeds = model, sampler, seeds
+        self.guided = condition is not None and guidance != 1 and not condition.is_null
+        self.guidance = guidance
+        self.condition = conditions.both(model, condition) if self.guided and condition is not None else condition
+        self.caches: list[KeysValues] = []
+        self.taken = self.count = 0
+        if compile is None:
+            compile = mx.default_device() == mx.Device(mx.gpu)
+        self.step: Step = self._compiled() if compile else self._step
+
+    def start(self, laid: np.ndarray, known: np.ndarray) -> mx.array:
+        """Read the first steps (B, K, S) and return the next one, (B, K); `known` (B, K) is what is given of it."""
+        codes = mx.array(np.concatenate([laid, laid]) if self.guided else laid)
+        x, mask = self.model.rows(codes, self.condition)
+        self.memory = self.model.memory(self.condition)
+        self.taken = x.shape[1]
+        recorders = [Recorder(mask) for _ in self.model.layers]
+        hidden = self.model.hidden(x, self.memory, caches=recorders)[:, -1:]
+        room = [(0, 0), (0, 0), (0, SLOTS - self.taken % SLOTS), (0, 0)]
+        self.caches = [(mx.pad(r.kept[0], room), mx.pad(r.kept[1], room)) for r in recorders if r.kept is not None]
+        self.padding, self.seen = self._padding()
+        return self._queued(self._chosen(self.model.logits(hidden)[:, :, 0], self._keys(), mx.array(known)))
+
+    def advance(self, codes: mx.array, known: np.ndarray) -> mx.array:
+        """Read a step (B, K) and return the next one."""
+        if self.taken == self.caches[0][0].shape[2]:
+            self.caches = [(_grown(keys), _grown(values)) for keys, values in self.caches]
+            self.seen = None if self.seen is None else mx.pad(self.seen, [(0, 0), (0, SLOTS)], constant_values=True)
+        arguments = (codes, self.caches, mx.array(self.taken), self._keys(), mx.array(known), self.memory)
+        chosen, self.caches = self.step(*arguments, self.padding, self.seen)
+        self.taken += 1
+        return self._queued(chosen)
+
+    def _step(
+        self, codes: mx.array, caches: list[KeysValues], taken: mx.array, keys: mx.array, known: mx.array,
+        memory: Memory | None, padding: mx.array | None, seen: mx.array | None,
+    ) -> tuple[mx.array, list[KeysValues]]:  # fmt: skip
+        model = self.model
+        x = model.embed(codes[:, :, None])
+        if self.guided:
+            x = mx.concatenate([x, x])
+        x = model.placed(x, taken[None] if padding is None else taken - padding)
+        visible = mx.arange(caches[0][0].shape[2]) <= taken
+        mask = visible if seen is None else (visible & seen)[:, None, None]
+        layers = [FixedCache(keys, values, taken, mask) for keys, values in caches]
+        logits = model.logits(model.hidden(x, memory, caches=layers))[:, :, 0]
+        return self._chosen(logits, keys, known), [(cache.keys, cache.values) for cache in layers]
+
+    def _chosen(self, logits: mx.array, keys: mx.array, known: mx.array) -> mx.array:
+        """Logits (rows, K, V) -> codes (B, K): those that are known, the others chosen."""
+        if self.guided:
+            said, unsaid = mx.split(logits, 2)
+            logits = unsaid + self.guidance * (said - unsaid)
+        B, K, V = logits.shape
+        noise = mx.zeros(()) if self.sampler.temperature == 0 else self._noise(keys, K, V)
+        chosen = self.sampler(logits.reshape(B * K, V), noise).reshape(B, K).astype(mx.int32)
+        return mx.where(known == UNKNOWN, chosen, known)
+
+    def _noise(self, keys: mx.array, K: int, V: int) -> mx.array:
+        """Noise (B K, V), an item's own from its own key."""
+        return mx.concatenate([self.sampler.noise((K, V), key) for key in keys])
+
+    def _keys(self) -> mx.array:
+        self.count += 1
+        return mx.stack([step_key(seed, self.count) for seed in self.seeds])
+
+    def _padding(self) -> tuple[mx.array | None, mx.array | None]:
+        """How many rows of padding an item has before its codes (rows, 1), and which slots are not padding."""
+        if self.model.config.condition != "prepend" or self.condition is None:
+            return None, None
+        mask = self.condition.mask
+        seen = mx.pad(mask, [(0, 0), (0, self.caches[0][0].shape[2] - mask.shape[1])], constant_values=True)
+        return (~mask).sum(axis=1, keepdims=True), seen
+
+    def _queued(self, codes: mx.array) -> mx.array:
+        mx.async_eval(codes, self.caches)
+        return codes
+
+    def _compiled(self) -> Step:
+        """The compiled step, kept on the model so that later generations of the same kind reuse it."""
+        key = (self.sampler, self.guided, self.guidance)
+        kept = self.model._companions.setdefault("steps", {})
+        if key not in kept:
+            # What is kept must not hold this run's caches.
+            twin = Decoder.__new__(Decoder)
+            twin.model, twin.sampler, twin.guided, twin.guidance = self.model, *key
+
+            def step(weights: Any, *arguments: Any) -> tuple[mx.array, list[KeysValues]]:
+                twin.model.update(weights)
+                return twin._step(*arguments)
+
+            kept.clear()
+            kept[key] = mx.compile(step)
+        return lambda *arguments: kept[key](self.model.parameters(), *arguments)
+
+
+def _grown(x: mx.array) -> mx.array:
+    return mx.pad(x, [(0, 0), (0, 0), (0, SLOTS), (0, 0)])

@@ -1,0 +1,96 @@
+"""Codes and audio from a MusicGen."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from backends.mlx_backend.sampling import Sampler
+from musicgen_mlx import pattern
+from musicgen_mlx.companions import codec_of
+from musicgen_mlx.condition import Condition
+from musicgen_mlx.decode import UNKNOWN, Decoder
+from musicgen_mlx.model import MusicGen
+
+SAMPLER = Sampler(temperature=1.0, top_k=250)
+GUIDANCE = 3.0
+
+
+def generate_codes(
+    model: MusicGen,
+    frames: int,
+    condition: Condition | None = None,
+    *,
+    seeds: Sequence[int] = (0,),
+    prompt: np.ndarray | None = None,
+    sampler: Sampler = SAMPLER,
+    guidance: float = GUIDANCE,
+    progress: Callable[[int], object] | None = None,
+    compile: bool | None = None,
+) -> mx.array:
+    """Codes (B, K, frames), of which `prompt` (B, K, P) are the first frames. One item for each of `seeds`.
+
+    `progress` is called with the number of steps so far.
+    """
+    laid, made = known_steps(model, len(seeds), frames, prompt), []
+    for step in predicted_steps(model, laid, condition, seeds, sampler, guidance, compile=compile):
+        made.append(step)
+        if progress:
+            progress(len(made))
+    first = _first_unknown(laid)
+    steps = mx.concatenate([mx.array(laid[:, :, :first]), *(step[:, :, None] for step in made)], axis=2)
+    return pattern.reverted(steps, model.config.delays, mx.stack)
+
+
+def known_steps(model: MusicGen, batch: int, frames: int, prompt: np.ndarray | None = None) -> np.ndarray:
+    """The steps (B, K, S) of `frames` frames as far as they are known: special cells and the prompt's codes."""
+    config = model.config
+    codes = np.full((batch, config.codebooks, frames), UNKNOWN, np.int32)
+    if prompt is not None:
+        codes[:, :, : prompt.shape[2]] = prompt
+    return pattern.delayed(codes, config.delays, config.special)
+
+
+def predicted_steps(
+    model: MusicGen, laid: np.ndarray, condition: Condition | None, seeds: Sequence[int], sampler: Sampler = SAMPLER,
+    guidance: float = GUIDANCE, *, compile: bool | None = None,
+) -> Iterator[mx.array]:  # fmt: skip
+    """Yield the steps (B, K) from the first one that is not wholly known. The next is queued before one is yielded."""
+    first, S = _first_unknown(laid), laid.shape[2]
+    training = model.training
+    model.eval()
+    try:
+        run = Decoder(model, sampler, seeds, condition, guidance, compile=compile)
+        current = run.start(laid[:, :, :first], laid[:, :, first])
+        for step in range(first + 1, S + 1):
+            following = run.advance(current, laid[:, :, step]) if step < S else current
+            mx.eval(current)
+            yield current
+            current = following
+    finally:
+        model.train(training)
+
+
+def decode_audio(model: MusicGen, codes: mx.array) -> mx.array:
+    """Codes (B, K, T) -> audio (B, samples), or (B, samples, 2) for stereo, whose channels the codec takes apart."""
+    codec, channels = codec_of(model), model.config.channels
+    if channels == 1:
+        return codec.decode(codes)
+    B, K, T = codes.shape
+    sides = codes.reshape(B, K // channels, channels, T).swapaxes(1, 2).reshape(B * channels, K // channels, T)
+    return codec.decode(sides).reshape(B, channels, -1).swapaxes(1, 2)
+
+
+def encode_audio(model: MusicGen, audio: mx.array) -> mx.array:
+    """Audio (B, samples) or (B, samples, 2) -> codes (B, K, T); stereo models take mono for both sides."""
+    codec, channels = codec_of(model), model.config.channels
+    if channels == 1:
+        return codec.encode(audio)
+    sides = mx.stack([audio, audio], axis=1) if audio.ndim == 2 else audio.swapaxes(1, 2)
+    codes = codec.encode(sides.reshape(-1, sides.shape[2]))
+    return codes.reshape(-1, channels, *codes.shape[1:]).swapaxes(1, 2).reshape(len(audio), -1, codes.shape[2])
+
+
+def _first_unknown(laid: np.ndarray) -> int:
+    """The first step with a cell to predict; codebook 0 is never late, so all before it are known."""
+    return int(np.argmax((laid == UNKNOWN).any(axis=(0, 1))))

@@ -1,0 +1,95 @@
+"""MusicGen from files: every published layout, and our own directories."""
+
+import json
+import shutil
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from backends.atomic import write_atomically, write_text
+from backends.layouts import musicgen as layouts
+from backends.layouts.checkpoint import Checkpoint, find, find_companions, open_checkpoint
+from backends.mlx_backend import parameters
+from musicgen_mlx import companions, tiny
+from musicgen_mlx.config import of_settings
+from musicgen_mlx.model import MusicGen
+
+_SIZES = ("small", "medium", "large", "melody", "melody-large")
+# Short names of published models.
+KEYS = {
+    **{name: f"facebook/musicgen-{name}" for size in _SIZES for name in (size, f"stereo-{size}")},
+    "micro-jungle": "pharoAIsanders420/micro-musicgen-jungle",
+    "micro-acid": "pharoAIsanders420/micro-musicgen-acid",
+}
+
+
+def from_pretrained(
+    source: str | Path = "small",
+    *,
+    codec: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    dtype: str | None = None,
+) -> MusicGen:
+    """A MusicGen from a directory, weights file, Hub id or key, with the codec and text encoder that come with it.
+
+    `source` may also be a key such as "small" or "stereo-melody" (`KEYS`), or "tiny" (made on the spot, random).
+    `codec` and `text_encoder` override; `dtype` ("float32", "bfloat16", "float16") converts the model's weights, which
+    otherwise keep the file's; codec and text encoder stay as they are. Raises InputError that names the file and tensor
+    that does not fit.
+    """
+    if str(source) == "tiny":
+        model = tiny.model()
+    else:
+        model = _from_weights(find(KEYS.get(str(source), source), layouts.FAMILY, "--model"))
+    model.bring(codec=codec, text_encoder=text_encoder)
+    if dtype is not None:
+        model.set_dtype(getattr(mx, dtype))
+    return model
+
+
+def save_pretrained(model: MusicGen, folder: Path) -> None:
+    """Write our layout: config.json, model.safetensors, and the codec, text encoder and tokenizer in use."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.json", json.dumps(model.config.to_json(), indent=1))
+    _save(folder / "model.safetensors", model)
+    _save(folder / "codec.safetensors", companions.codec_of(model))
+    if model.config.condition == "none":
+        return
+    encoder = companions.text_encoder_of(model)
+    _save(folder / "text_encoder.safetensors", encoder.model)
+    if encoder.path.resolve() != (folder / "tokenizer.json").resolve():
+        shutil.copyfile(encoder.path, folder / "tokenizer.json")
+
+
+def _save(path: Path, model: nn.Module) -> None:
+    tensors = parameters.parameters(model)
+    write_atomically(path, lambda staging: mx.save_safetensors(str(staging), tensors, {"format": "mlx"}))
+
+
+def _from_weights(path: Path) -> MusicGen:
+    """The model, with the codec and text encoder that are inside the weights or beside them."""
+    checkpoint = open_checkpoint(path, layouts.FAMILY)
+    found = find_companions(checkpoint, path)
+    own = {wanted.settings: found[wanted.family].settings for wanted in layouts.FAMILY.companions
+           if wanted.family in found}  # fmt: skip
+    model = MusicGen(of_settings({**checkpoint.settings, **own}))
+    _fill(model, checkpoint)
+    _bring(model, found, path)
+    return model
+
+
+def _bring(model: MusicGen, found: dict[str, Checkpoint], path: Path) -> None:
+    tokenizer, compressed = path.parent / "tokenizer.json", path.parent / "compression_state_dict.bin"
+    if "encodec" in found:
+        model._companions["codec"] = companions.codec_from(found["encodec"])
+    elif compressed.is_file() and (elsewhere := companions.pointer(compressed)):
+        model._companions["codec_source"] = elsewhere
+    if "t5" in found and tokenizer.is_file():
+        model._companions["text_encoder"] = companions.text_encoder_from(found["t5"], tokenizer)
+
+
+def _fill(model: MusicGen, checkpoint: Checkpoint) -> None:
+    parameters.load(model, {name: mx.array(value) for name, value in checkpoint.ours.items()})
+    mx.eval(model.parameters())
+    model.eval()

@@ -54,10 +54,12 @@ class Plan:
 
 
 def no_samples(_model: CSM, _step: int) -> list[Sample]:
+    """The sampler of a task that makes no audio."""
     return []
 
 
 def no_export(_model: CSM, _directory: Path, _label: str) -> Path | None:
+    """The exporter of a task that writes no files."""
     return None
 
 

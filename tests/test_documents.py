@@ -1,5 +1,6 @@
 """The Python blocks of README and docs run, and their shell commands parse, on the tiny model."""
 
+import dataclasses
 import re
 import shlex
 import shutil
@@ -109,6 +110,14 @@ def test_examples_refuse_bad_input_in_one_line(words, message, workplace):
 def test_every_example_is_tested():
     scripts = {path.name for path in (ROOT / "examples").glob("example_*.py")}
     assert scripts == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("options", [LoRAOptions, FullOptions, CreateDatasetOptions])
+def test_the_guide_names_every_option(options):
+    guide = (ROOT / "docs/finetuning.md").read_text(encoding="utf-8")
+    flags = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(options)} - {"--resume"}
+    assert "--no-resume" in guide
+    assert {flag for flag in flags if not re.search(rf"{flag}\b(?!-)", guide)} == set()
 
 
 def test_files_named_in_the_documents_exist():

@@ -92,6 +92,11 @@ def create_dataset(options: CreateDatasetOptions) -> tuple[list[Clip], list[Skip
 def _candidates(options: CreateDatasetOptions) -> Iterator[Clip | Skipped]:
     metadata = options.metadata or options.audio_dir / "metadata.csv"
     if options.metadata is not None or metadata.is_file():
+        if options.recursive or options.transcript_suffix is not None:
+            raise InputError(
+                f"{metadata} names the recordings and their texts: leave out --recursive and --transcript-suffix, "
+                "or move it away"
+            )
         return _from_metadata(metadata, options)
     return _from_folder(options)
 

@@ -92,6 +92,15 @@ def test_a_metadata_csv_of_another_kind_is_named(tmp_path, capsys):
     assert "metadata.csv: expected LJSpeech's rows id|text" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags", [["--recursive"], ["--transcript-suffix", "txt"]])
+def test_flags_that_a_metadata_csv_would_ignore_are_an_error(flags, tmp_path, capsys):
+    (tmp_path / "metadata.csv").write_text("a|hello\n", encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        create("--audio-dir", tmp_path, "--output-json", tmp_path / "d.json", *flags)
+    assert stop.value.code == 2
+    assert "leave out --recursive and --transcript-suffix" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("flag", "value"), [("--max-samples", 0), ("--default-speaker", -1)])
 def test_numbers_out_of_range_are_an_error(flag, value, folder, capsys):
     with pytest.raises(SystemExit) as stop:

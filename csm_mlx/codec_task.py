@@ -27,8 +27,6 @@ def codec(backend: Backend, source: str | None, scale: str | None, seed: int) ->
 
     A scale is "tiny" or a JSON file with the configuration, transformers' or ours. Raises InputError.
     """
-    if (source is None) == (scale is None):
-        raise InputError("--codec or --scale: expected one of them: weights to start from, or a size to start anew at")
     if source is not None:
         checkpoint = open_checkpoint(find(source, layouts.FAMILY, "--codec"), layouts.FAMILY)
     else:

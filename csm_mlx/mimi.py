@@ -149,9 +149,7 @@ class ProjectedQuantizer(nn.Module):
     def decode(self, codes: mx.array) -> mx.array:
         return self.output_proj(self.rvq.decode(codes))
 
-    def quantize(
-        self, x: mx.array, active: mx.array, *draws: mx.array | None
-    ) -> tuple[mx.array, mx.array, mx.array]:
+    def quantize(self, x: mx.array, active: mx.array, *draws: mx.array | None) -> tuple[mx.array, mx.array, mx.array]:
         latents, codes, commitment = self.rvq.quantize(self.input_proj(x), active, *draws)  # type: ignore[arg-type]
         return self.output_proj(latents), codes, commitment
 

@@ -5,8 +5,8 @@
          + mel_weight * sum over DAC's seven windows of mean |log10 mel x - log10 mel y|
          + commitment_weight * mean (latent - entry)^2
 
-The windows are Hann's. Mel magnitudes are clamped at `mel_clamp`: near 1e-2, since below it digital silence, of which any
-codec makes something, rules the loss. The last line is there where the encoder trains.
+The windows are Hann's. Mel magnitudes are clamped at `mel_clamp`: near 1e-2, since below it digital silence, of which
+any codec makes something, rules the loss. The last line is there where the encoder trains.
 """
 
 from dataclasses import dataclass

@@ -57,9 +57,7 @@ def run(found: Codec, options: CodecOptions, backend: Backend) -> Result:
     return result
 
 
-def _task(
-    found: Codec, options: CodecOptions, backend: Backend
-) -> tuple[codec.CodecTask, RVQFamily, dict[str, str]]:
+def _task(found: Codec, options: CodecOptions, backend: Backend) -> tuple[codec.CodecTask, RVQFamily, dict[str, str]]:
     """The task, its family, and what must stay the same for a run to continue."""
     training, held_out = (
         segments.source(segments.find(folder, option), found.rate_hz, found.frame_samples)
@@ -127,7 +125,9 @@ def _check_lengths(made: Sequence[Stage], options: CodecOptions, rate_hz: int) -
 
 
 def _describe(found: Codec, options: CodecOptions, backend: Backend, task: codec.CodecTask) -> str:
-    trained = sum(value.size if backend.name == "mlx" else value.numel() for value in backend.trainable(found.model).values())
+    trained = sum(
+        value.size if backend.name == "mlx" else value.numel() for value in backend.trainable(found.model).values()
+    )
     held_out = task.held_out or task.train
     lines = [
         f"{found.name}: trains {trained:,} parameters on {backend.name} in {backend.world.size} process(es)",

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 
 from backends import cli, get
+from backends.errors import InputError
 from backends.training import launch
 from backends.training.codec_options import CodecOptions
 from backends.training.codec_run import run
@@ -23,6 +24,13 @@ class TrainCodecOptions(CodecOptions):
     """Where to start: a weights file, a directory (transformers', kyutai's, a CSM's) or a Hub id."""
     scale: str | None = None
     """Or start from random weights at this size: tiny, or a JSON file with the configuration."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.codec is None) == (self.scale is None):
+            raise InputError("--codec or --scale: expected one of them, weights to start from or a size to start at")
+        if self.decoder_only and self.codec is None:
+            raise InputError("--decoder-only: the codes of random weights are not worth keeping; give --codec")
 
 
 def main(options: TrainCodecOptions) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ import soundfile
 from backends import cli
 from backends.data import audio
 from backends.data.metrics import compare
-from snac_port import decode, encode, from_pretrained, generate, inference, read_codes, unflatten
+from snac_port import decode, encode, from_pretrained, generate, inference, read_codes, stats, unflatten
 from snac_port.codefile import CodeFile
 from snac_port.decode import DecodeOptions
 from snac_port.encode import EncodeOptions
@@ -312,3 +314,21 @@ def test_mlx_does_not_import_torch(tmp_path, recordings):
         capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_document_is_true(tmp_path, monkeypatch, recordings):
+    """The commands and the Python of docs/snac.md run as printed."""
+    text = (Path(__file__).parents[2] / "docs" / "snac.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(recordings, tmp_path / "recordings")
+    shutil.copy(recordings / "a.wav", tmp_path / "audio.wav")
+    (lines,) = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    for line in lines.splitlines():
+        _, _, module, *flags = shlex.split(line)
+        name = module.removeprefix("snac_port.")
+        main, options = {**COMMANDS, "stats": (stats.main, stats.StatsOptions)}[name]
+        cli.run(main, options, flags)
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, "docs/snac.md", "exec"), {})
+    made = {path.name for path in tmp_path.iterdir()}
+    assert {"reconstructed.wav", "codes", "decoded", "generated.wav", "stats.json", "stats.png", "codes.snac"} <= made

@@ -1,0 +1,141 @@
+"""DAC's discriminators of waveforms (descriptinc/descript-audio-codec, dac/model/discriminator.py), and their losses.
+
+Audio is (B, samples). Convolutions are weight-normalised: w = g v / |v|, the norm per output channel. Parameters have
+the same names and shapes on both backends, filters (out, height, width, in).
+
+Terms are sums over items of each part's mean over a map, since maps differ in size.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from backends.torch_backend.stft import spectra
+from backends.training.adversary import FEATURES, OWN, SCORE, DiscriminatorSpec
+
+Maps = list[torch.Tensor]  # a discriminator's feature maps (B, channels, height, width); the last are its scores
+SLOPE = 0.1  # of the activation below 0
+
+
+class Discriminators(nn.Module):
+    """One for each period and one for each window."""
+
+    def __init__(self, spec: DiscriminatorSpec):
+        super().__init__()
+        self.periods = nn.ModuleList(PeriodDiscriminator(period, spec.period_widths) for period in spec.periods)
+        self.resolutions = nn.ModuleList(
+            ResolutionDiscriminator(window, spec.width, spec.bands) for window in spec.windows
+        )
+
+    def forward(self, audio: torch.Tensor) -> list[Maps]:
+        """The maps of every discriminator, for audio without its mean and with peaks of 0.8."""
+        audio = audio.float()
+        audio = audio - audio.mean(dim=1, keepdim=True)
+        audio = 0.8 * audio / (audio.abs().amax(dim=1, keepdim=True) + 1e-9)
+        return [judge(audio) for judge in (*self.periods, *self.resolutions)]
+
+
+class PeriodDiscriminator(nn.Module):
+    """Sees every `period`-th sample: the waveform as (samples / period, period), with filters along the first axis."""
+
+    def __init__(self, period: int, widths: Sequence[int]):
+        super().__init__()
+        self.period = period
+        before = [1, *widths[:-1]]
+        strides = [3] * (len(widths) - 1) + [1]
+        self.convs = nn.ModuleList(
+            Conv2d(in_, out, (5, 1), (stride, 1)) for in_, out, stride in zip(before, widths, strides, strict=True)
+        )
+        self.score = Conv2d(widths[-1], 1, (3, 1))
+
+    def forward(self, audio: torch.Tensor) -> Maps:
+        B, samples = audio.shape
+        more = self.period - samples % self.period
+        x = F.pad(audio[:, None], (0, more), mode="reflect").reshape(B, 1, -1, self.period)
+        maps = []
+        for conv in self.convs:
+            x = F.leaky_relu(conv(x), SLOPE)
+            maps.append(x)
+        return [*maps, self.score(x)]
+
+
+class ResolutionDiscriminator(nn.Module):
+    """Sees the complex spectra of one window, (frames, bins) with two channels; each band has filters of its own."""
+
+    def __init__(self, window: int, width: int, bands: Sequence[tuple[float, float]]):
+        super().__init__()
+        bins = window // 2 + 1
+        self.window = window
+        self.edges = [(int(low * bins), int(high * bins)) for low, high in bands]
+        self.bands = nn.ModuleList(
+            nn.ModuleList(
+                [
+                    Conv2d(2, width, (3, 9)),
+                    *(Conv2d(width, width, (3, 9), (1, 2)) for _ in range(3)),
+                    Conv2d(width, width, (3, 3)),
+                ]
+            )
+            for _ in bands
+        )
+        self.score = Conv2d(width, 1, (3, 3))
+
+    def forward(self, audio: torch.Tensor) -> Maps:
+        hop = self.window // 4
+        around = (self.window - hop) // 2  # so that there is a frame for every hop of the waveform
+        padding = (around, around + -audio.shape[1] % hop)
+        found = spectra(audio, self.window, hop=hop, window="hann", padding=padding)
+        parts = torch.view_as_real(found).permute(0, 3, 1, 2)
+        maps, ends = [], []
+        for (low, high), convs in zip(self.edges, self.bands, strict=True):
+            x = parts[..., low:high]
+            for conv in convs:  # type: ignore[attr-defined]
+                x = F.leaky_relu(conv(x), SLOPE)
+                maps.append(x)
+            ends.append(x)
+        return [*maps, self.score(torch.cat(ends, dim=3))]
+
+
+class Conv2d(nn.Module):
+    """A weight-normalised convolution over (B, channels, height, width), padded to keep odd kernels centred."""
+
+    def __init__(self, in_: int, out: int, kernel: tuple[int, int], stride: tuple[int, int] = (1, 1)):
+        super().__init__()
+        self.weight_v = nn.Parameter(torch.randn(out, *kernel, in_))
+        self.weight_g = nn.Parameter(torch.ones(out, 1, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(out))
+        self.stride, self.padding = stride, (kernel[0] // 2, kernel[1] // 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        norm = self.weight_v.square().sum(dim=(1, 2, 3), keepdim=True).sqrt()
+        weight = self.weight_v * (self.weight_g / norm)
+        return F.conv2d(x, weight.permute(0, 3, 1, 2), self.bias, self.stride, self.padding)
+
+
+def discriminator_terms(judges: Discriminators, audio: torch.Tensor, made: torch.Tensor) -> dict[str, torch.Tensor]:
+    """How far the scores of `made` are from 0, and those of `audio` from 1; without a gradient to `made`."""
+    of_made, of_audio = judges(made.detach()), judges(audio)
+    pairs = zip(of_made, of_audio, strict=True)
+    total = audio.new_zeros((), dtype=torch.float32)
+    return {OWN: sum((_mean(fake[-1].square()) + _mean((1 - real[-1]).square()) for fake, real in pairs), total)}
+
+
+def generator_terms(judges: Discriminators, audio: torch.Tensor, made: torch.Tensor) -> dict[str, torch.Tensor]:
+    """How far the scores of `made` are from 1, and its other maps from those of `audio`."""
+    of_made = judges(made)
+    with torch.no_grad():
+        of_audio = judges(audio)
+    total = audio.new_zeros((), dtype=torch.float32)
+    features = (
+        _mean((fake - real).abs())
+        for fakes, reals in zip(of_made, of_audio, strict=True)
+        for fake, real in zip(fakes[:-1], reals[:-1], strict=True)
+    )
+    scores = (_mean((1 - maps[-1]).square()) for maps in of_made)
+    return {SCORE: sum(scores, total), FEATURES: sum(features, total)}
+
+
+def _mean(x: torch.Tensor) -> torch.Tensor:
+    """The mean over each item's map, summed over items."""
+    return x.float().mean(dim=(1, 2, 3)).sum()

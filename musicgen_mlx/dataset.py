@@ -1,0 +1,87 @@
+"""From a folder of music to clips of codes. Framework-free.
+
+A recording is encoded once, in pieces of the segment's length, and kept on disk by content and codec. `name.json`
+beside `name.wav` may hold its description.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from backends.data.codes import CodeCache
+from backends.errors import InputError
+
+KEY = "description"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Codes (K, T) of a recording and what it is described as."""
+
+    path: Path
+    codes: np.ndarray
+    text: str = ""
+
+    def __len__(self) -> int:
+        return self.codes.shape[1]
+
+
+def clips(paths: Sequence[Path], cache: CodeCache, *, texts: bool, quiet: bool = False) -> list[Clip]:
+    """The recordings as clips; `texts` reads their descriptions, of which there must be one at least."""
+    described = [description(path) if texts else "" for path in paths]
+    if texts and not any(described):
+        raise InputError(
+            f"{paths[0].parent}: no recording has a description: write {paths[0].stem}.json with "
+            f'{{"{KEY}": "..."}}, or train with --conditioner none'
+        )
+    bar = tqdm(paths, desc="encoding", unit="file", disable=quiet)
+    return [Clip(path, cache(path), text) for path, text in zip(bar, described, strict=True)]
+
+
+def description(path: Path) -> str:
+    """What `name.json` beside a recording says of it; "" where there is none. Raises InputError for broken JSON."""
+    file = path.with_suffix(".json")
+    if not file.is_file():
+        return ""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f'{file}: not readable as JSON ({error}); expected {{"{KEY}": "..."}}') from error
+    text = content.get(KEY) if isinstance(content, dict) else None
+    if not isinstance(text, str):
+        raise InputError(f'{file}: expected {{"{KEY}": "..."}}')
+    return text.strip()
+
+
+def pieces(samples: int, length: int) -> list[tuple[int, int]]:
+    """Where recordings of so many samples are cut to be encoded: starts and stops, `length` apart.
+
+    A rest shorter than half a piece stays with the one before it, since a codec needs some surroundings.
+    """
+    count = max(1, round(samples / length))
+    edges = [index * length for index in range(count)] + [samples]
+    return list(zip(edges, edges[1:], strict=False))
+
+
+def split(paths: Sequence[Path], share: float) -> tuple[list[Path], list[Path]]:
+    """Training and validation recordings. A recording's side depends on its name alone, so that it keeps it."""
+    if not share:
+        return list(paths), []
+    place = {path: int(hashlib.sha256(path.name.encode()).hexdigest()[:8], 16) / 2**32 for path in paths}
+    held = sorted(paths, key=place.__getitem__)[: max(1, round(share * len(paths)))]
+    if len(held) == len(paths):
+        raise InputError(f"--val-split {share} of {len(paths)} recordings leaves none to train on: add recordings")
+    return [path for path in paths if path not in set(held)], held
+
+
+def fingerprint(found: Sequence[Clip]) -> str:
+    """A hash of the clips' codes and descriptions, to tell whether a run may continue on them."""
+    digest = hashlib.sha256()
+    for clip in found:
+        digest.update(clip.codes.tobytes() + clip.text.encode())
+    return digest.hexdigest()

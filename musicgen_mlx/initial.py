@@ -1,4 +1,4 @@
-"""Random weights to train from, as audiocraft starts: drawn by NumPy and keyed by name, so the same on both backends."""
+"""Random weights to train from, as audiocraft starts: drawn by NumPy, keyed by name, the same on both backends."""
 
 import re
 import zlib

@@ -1,0 +1,97 @@
+"""The options of MusicGen's training command."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from backends.errors import InputError
+from backends.training.options import TrainOptions
+
+Scale = Literal["micro", "xsmall", "base", "small", "medium", "large"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MusicGenOptions(TrainOptions):
+    """Train a MusicGen from random weights, or fine-tune one, on a folder of music."""
+
+    data: Path
+    """Folder of recordings, any rate; folders below it count too. name.json beside name.wav may describe it."""
+    val_data: Path | None = None
+    """Folder of recordings to validate on."""
+    val_split: float = 0.0
+    """Or: validate on this share of the recordings, chosen by their names."""
+    output_dir: Path = Path("musicgen_output")
+    """The run directory: best_model/ and last_model/, or lora_ckpt_*.safetensors; metrics.csv, samples, report.html."""
+    model: str | None = None
+    """Fine-tune this model: a directory, a Hub id, a key such as small, or tiny (random). Without it: from scratch."""
+    scale: Scale = "micro"
+    """The size of a model from scratch."""
+    dim: int | None = None
+    """Width of the layers, instead of the scale's."""
+    heads: int | None = None
+    """Attention heads, instead of the scale's."""
+    layers: int | None = None
+    """Layers, instead of the scale's."""
+    conditioner: Literal["none", "text"] = "none"
+    """What a model from scratch listens to; a model that is fine-tuned keeps what it has."""
+    codec: str | None = None
+    """EnCodec: a directory, a file or a Hub id; tiny is a random one. Default: the model's, else Meta's 32 kHz."""
+    text_encoder: str | None = None
+    """T5 with tokenizer.json: a directory or a Hub id; tiny is a random one. Default: the model's, else t5-base."""
+    backend: Literal["mlx", "torch", "auto"] = "auto"
+    """The framework; auto: MLX where it has a GPU, else PyTorch where that has CUDA, else MLX."""
+    device: str | None = None
+    """PyTorch device: 0 or cuda:0, cpu."""
+    batch_size: int = 3
+    """Segments per batch."""
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    segment_duration: float = 30.0
+    """Longest segment in seconds; a recording gives one segment an epoch, from a random place."""
+    condition_dropout: float = 0.3
+    """Probability that a segment's conditions are dropped, so that guidance works."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time. MLX only."""
+    lora_rank: int = 0
+    """Train adapters of this rank on --target-modules instead of all weights; 0: all weights."""
+    lora_alpha: float = 16.0
+    """The adapters' output is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout on the adapters' input."""
+    target_modules: tuple[str, ...] = ("attn",)
+    """Modules to adapt: attn, mlp, heads, or any part of a module's name."""
+    sample_duration: float = 5.0
+    """Seconds of the audio sample at each evaluation; 0 makes none."""
+    sample_prompt: str | None = None
+    """What the sample is to be; default: the first description."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_range(self, "val_split", 0, 1)
+        _check_range(self, "condition_dropout", 0, 1, closed=True)
+        for name in ("segment_duration", "lora_alpha"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a positive number")
+        for name in ("dim", "heads", "layers"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"--{name} {getattr(self, name)}: expected at least 1")
+        if self.lora_rank < 0 or not 0 <= self.sample_duration < math.inf:
+            raise InputError("--lora-rank and --sample-duration: expected 0 or more")
+        if self.val_data is not None and self.val_split:
+            raise InputError("--val-data and --val-split exclude each other: give one of them")
+        if self.patience and self.val_data is None and not self.val_split:
+            raise InputError("--patience needs a validation set: give --val-data or --val-split")
+        own = [name for name in ("dim", "heads", "layers") if getattr(self, name) is not None]
+        if self.model is not None and own:
+            raise InputError(f"--{own[0]} is for a model from scratch: it excludes --model")
+        if self.model is None and self.lora_rank:
+            raise InputError("--lora-rank needs --model: adapters on random weights learn nothing")
+
+
+def _check_range(options: MusicGenOptions, name: str, low: float, high: float, *, closed: bool = False) -> None:
+    value = getattr(options, name)
+    if not low <= value or value > high or (value == high and not closed):
+        raise InputError(f"--{name.replace('_', '-')} {value}: expected {low} to {high}")

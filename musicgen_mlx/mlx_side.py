@@ -1,4 +1,4 @@
-"""What training needs of a MusicGen on MLX besides its terms; `musicgen_mlx.torch_side` is its mirror. NumPy in, out."""
+"""What training needs of MusicGen on MLX besides its terms; `musicgen_mlx.torch_side` is its mirror. NumPy in, out."""
 
 import hashlib
 from collections.abc import Callable, Mapping

@@ -18,10 +18,8 @@ from backends.layouts.files import metadata, open_tensors
 from backends.mlx_backend import parameters
 from musicgen_mlx.config import T5Config, encodec_of_settings
 from musicgen_mlx.encodec import Encodec
+from musicgen_mlx.names import CODEC, TEXT_ENCODER
 from musicgen_mlx.t5 import T5Encoder, TextEncoder
-
-CODEC = "facebook/encodec_32khz"
-TEXT_ENCODER = "google-t5/t5-base"
 
 
 def codec_of(model: Any) -> Encodec:

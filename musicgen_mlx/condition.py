@@ -69,7 +69,7 @@ def from_states(
     `empty` items become null. Melody models get chroma (B, frames, 12) before the text, or silence, if None.
     """
     empty = list(empty) or [False] * len(mask)
-    keep = mx.array(mask & ~np.array(empty)[:, None])
+    keep = mx.array(mask) & ~mx.array(empty)[:, None]
     projected = mx.where(keep[..., None], model.text_conditioner(states.astype(model.dtype)), 0)
     condition = Condition(projected, mx.array(mask), tuple(empty))
     return _after_chroma(model, condition, chroma) if model.config.chroma else condition

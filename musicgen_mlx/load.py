@@ -14,14 +14,7 @@ from backends.mlx_backend import parameters
 from musicgen_mlx import companions, tiny
 from musicgen_mlx.config import of_settings
 from musicgen_mlx.model import MusicGen
-
-_SIZES = ("small", "medium", "large", "melody", "melody-large")
-# Short names of published models.
-KEYS = {
-    **{name: f"facebook/musicgen-{name}" for size in _SIZES for name in (size, f"stereo-{size}")},
-    "micro-jungle": "pharoAIsanders420/micro-musicgen-jungle",
-    "micro-acid": "pharoAIsanders420/micro-musicgen-acid",
-}
+from musicgen_mlx.names import KEYS
 
 
 def from_pretrained(
@@ -33,7 +26,7 @@ def from_pretrained(
 ) -> MusicGen:
     """A MusicGen from a directory, weights file, Hub id or key, with the codec and text encoder that come with it.
 
-    `source` may also be a key such as "small" or "stereo-melody" (`KEYS`), or "tiny" (made on the spot, random).
+    `source` may also be a key such as "small" or "stereo-melody" (`names.KEYS`), or "tiny" (made on the spot, random).
     `codec` and `text_encoder` override; `dtype` ("float32", "bfloat16", "float16") converts the model's weights, which
     otherwise keep the file's; codec and text encoder stay as they are. Raises InputError that names the file and tensor
     that does not fit.

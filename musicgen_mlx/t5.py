@@ -122,9 +122,10 @@ class TextEncoder:
             self.tokenizer = Tokenizer.from_file(str(tokenizer))
         except Exception as error:  # the library raises plain Exception
             raise InputError(f"{tokenizer}: not a readable tokenizer.json ({error})") from error
-        self.eos = self.tokenizer.token_to_id(EOS)
-        if self.eos is None:
+        eos = self.tokenizer.token_to_id(EOS)
+        if eos is None:
             raise InputError(f"{tokenizer}: lacks {EOS}; expected a T5's tokenizer.json")
+        self.eos = eos
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
 
@@ -132,7 +133,8 @@ class TextEncoder:
         """Texts -> states (B, L, D) and which of them are text (B, L); each ends with one end token."""
         rows = [self._ids(text) for text in texts]
         length = max(map(len, rows))
-        ids, mask = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), np.bool_)
+        ids = np.zeros((len(rows), length), np.int32)
+        mask: np.ndarray = np.zeros((len(rows), length), np.bool_)
         for row, given in enumerate(rows):
             ids[row, : len(given)], mask[row, : len(given)] = given, True
         return self.model(mx.array(ids), mx.array(mask)), mask

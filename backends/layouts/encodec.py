@@ -211,8 +211,8 @@ def _as_used_once(*embeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return sums, np.ones(sums.shape[:2], sums.dtype)
 
 
-def _tables(sums: np.ndarray, usage: np.ndarray) -> np.ndarray:
-    return sums / np.maximum(usage, np.asarray(EPSILON, usage.dtype))[..., None]
+def _tables(sums: np.ndarray, usage: np.ndarray) -> Sequence[np.ndarray]:
+    return [*(sums / np.maximum(usage, np.asarray(EPSILON, usage.dtype))[..., None])]
 
 
 FAMILY = Family(

@@ -39,6 +39,8 @@ PUBLISHED: dict[str, Any] = {  # facebook/musicgen-small
 }
 _MELODY = {"chroma": 12, "chroma_frames": 235}
 
+_T5_WIDTHS = {"small": 512, "base": 768, "large": 1024}
+
 _DECODER = {  # ours: transformers'
     "width": "hidden_size",
     "layers": "num_hidden_layers",
@@ -215,15 +217,24 @@ def _condition_of(conditioners: Mapping[str, Any]) -> dict[str, Any]:
     if not kinds:
         return {"condition": "none"}
     if kinds == {"description": "t5"}:
-        return {"condition": "cross"}
+        return {"condition": "cross", "text_width": _text_width(conditioners)}
     if kinds == {"self_wav": "chroma_stem", "description": "t5"}:
-        return {"condition": "prepend", **_MELODY, "chroma": conditioners["self_wav"]["chroma_stem"]["n_chroma"]}
+        chroma = {**_MELODY, "chroma": conditioners["self_wav"]["chroma_stem"]["n_chroma"]}
+        return {"condition": "prepend", "text_width": _text_width(conditioners), **chroma}
     raise ValueError(f"conditioners {kinds} are not supported, only T5 text, chroma with T5 text, or none")
 
 
+def _text_width(conditioners: Mapping[str, Any]) -> int:
+    name = conditioners["description"]["t5"]["name"]
+    size = str(name).rpartition("-")[2]
+    if size not in _T5_WIDTHS:
+        raise ValueError(f"text encoder {name!r} is not known, only T5s that end in -{', -'.join(_T5_WIDTHS)}")
+    return _T5_WIDTHS[size]
+
+
 def _check_pattern(cfg: Mapping[str, Any], codebooks: int, channels: int) -> None:
-    pattern = cfg.get("codebooks_pattern") or {"modeling": "delay"}
-    expected = [k // channels for k in range(codebooks)]
+    pattern: Mapping[str, Any] = cfg.get("codebooks_pattern") or {}
+    modeling, expected = pattern.get("modeling", "delay"), [k // channels for k in range(codebooks)]
     found = (pattern.get("delay") or {}).get("delays", expected)
-    if pattern["modeling"] != "delay" or found != expected:
-        raise ValueError(f"codebooks_pattern {pattern['modeling']} {found} is not supported, only delays {expected}")
+    if modeling != "delay" or found != expected:
+        raise ValueError(f"codebooks_pattern {modeling} {found} is not supported, only delays {expected}")

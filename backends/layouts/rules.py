@@ -197,7 +197,10 @@ def _block(source: Tensors, name: str, index: int, blocks: int, op: Op) -> np.nd
 
 
 def _join(source: Tensors, names: Sequence[str], ops: Sequence[Op]) -> np.ndarray:
-    return np.concatenate([op.to_theirs(source[name]) for name, op in zip(names, ops, strict=True)])
+    parts = [source[name] for name in names]
+    if not any(any(part.strides) for part in parts):  # shapes without content (`files.blank`) stay that
+        return np.broadcast_to(parts[0][:1], (sum(map(len, parts)), *parts[0].shape[1:]))
+    return np.concatenate([op.to_theirs(part) for part, op in zip(parts, ops, strict=True)])
 
 
 def _stack(source: Tensors, names: Sequence[str]) -> np.ndarray:

@@ -100,20 +100,20 @@ def t5(folder: Path, **changes) -> T5EncoderModel:
     return saved(T5EncoderModel(t5_config(**changes)), folder)
 
 
-def text(folder: Path, **decoder) -> MusicgenForConditionalGeneration:
+def text(folder: Path, t5: dict | None = None, **decoder) -> MusicgenForConditionalGeneration:
     """A model conditioned on text, mono or stereo."""
     config = MusicgenConfig(
-        text_encoder=t5_config().to_dict(),
+        text_encoder=t5_config(**(t5 or {})).to_dict(),
         audio_encoder=encodec_config().to_dict(),
         decoder=MusicgenDecoderConfig(**decoder_settings(**decoder)).to_dict(),
     )
     return saved(MusicgenForConditionalGeneration(config), folder)
 
 
-def melody(folder: Path, **decoder) -> MusicgenMelodyForConditionalGeneration:
+def melody(folder: Path, t5: dict | None = None, **decoder) -> MusicgenMelodyForConditionalGeneration:
     """A model conditioned on chroma and text."""
     config = MusicgenMelodyConfig(
-        text_encoder=t5_config().to_dict(),
+        text_encoder=t5_config(**(t5 or {})).to_dict(),
         audio_encoder=encodec_config().to_dict(),
         decoder=MusicgenMelodyDecoderConfig(**decoder_settings(**decoder)).to_dict(),
         chroma_length=7,

@@ -115,14 +115,14 @@ class Codec:
     def _encode(self, items: list[np.ndarray], chunk_s: float | None) -> list[Codes]:
         config = self.config
         chunk, context = grid.chunk_units(config, chunk_s), grid.encoder_context(config)
-        rows = [_units(item, config) for item in items]
-        found: list[list[tuple[np.ndarray, ...]]] = [[] for _ in items]
+        rows, sizes = [_units(item, config) for item in items], layout.unit_sizes(config)
+        levels = [tuple(np.empty(len(part) * size, np.int32) for size in sizes) for part in rows]
         for members in _alike(rows, chunk, context):
-            levels = self._encoded([(window, rows[item][window.low : window.high]) for item, window in members])
-            for index, (item, _) in enumerate(members):
-                found[item].append(tuple(level[index] for level in levels))
-        joined = [tuple(np.concatenate(level) for level in zip(*parts, strict=True)) for parts in found]
-        return [Codes(levels, item.size, config.sampling_rate) for levels, item in zip(joined, items, strict=True)]
+            found = self._encoded([(window, rows[item][window.low : window.high]) for item, window in members])
+            for index, (item, window) in enumerate(members):
+                for whole, part, size in zip(levels[item], found, sizes, strict=True):
+                    whole[window.start * size : window.stop * size] = part[index]
+        return [Codes(own, item.size, config.sampling_rate) for own, item in zip(levels, items, strict=True)]
 
     def _decode(self, items: list[Codes], noise_of: Source, chunk_s: float | None) -> list[np.ndarray]:
         config = self.config
@@ -156,7 +156,10 @@ class Codec:
 
 
 def _alike(rows: list[np.ndarray], chunk: int, context: int) -> Iterator[list[tuple[int, Window]]]:
-    """The windows of all items in batches of one shape, none with more units than a chunk with its context."""
+    """The windows of all items in batches of one shape, none with more units than a chunk with its context.
+
+    They come in any order: a shape that is rare waits for the end.
+    """
     groups: dict[Hashable, list[tuple[int, Window]]] = {}
     for item, part in enumerate(rows):
         for window in grid.windows(len(part), chunk, context):

@@ -14,7 +14,11 @@ from backends.training.codec_loss import COMMITMENT, CodecLoss
 
 def terms(model: Any, batch: Mapping[str, mx.array], loss: CodecLoss) -> dict[str, mx.array]:
     """The terms of `CodecLoss` as sums, for a batch of `RVQFamily`."""
-    audio, made, commitment = rebuilt(model, batch, loss)
+    return distances(*rebuilt(model, batch, loss), loss)
+
+
+def distances(audio: mx.array, made: mx.array, commitment: mx.array, loss: CodecLoss) -> dict[str, mx.array]:
+    """The terms, from what `rebuilt` gives."""
     found: dict[str, mx.array] = {"l1": stft.l1_term(audio, made)}
     for n_fft in loss.n_ffts:
         found[f"stft_{n_fft}"] = stft.stft_term(audio, made, n_fft, window="hann")

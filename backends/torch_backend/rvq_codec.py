@@ -15,7 +15,13 @@ from backends.training.codec_loss import COMMITMENT, CodecLoss
 
 def terms(model: Any, batch: Mapping[str, torch.Tensor], loss: CodecLoss) -> dict[str, torch.Tensor]:
     """The terms of `CodecLoss` as sums, for a batch of `RVQFamily`."""
-    audio, made, commitment = rebuilt(model, batch, loss)
+    return distances(*rebuilt(model, batch, loss), loss)
+
+
+def distances(
+    audio: torch.Tensor, made: torch.Tensor, commitment: torch.Tensor, loss: CodecLoss
+) -> dict[str, torch.Tensor]:
+    """The terms, from what `rebuilt` gives."""
     found: dict[str, torch.Tensor] = {"l1": stft.l1_term(audio, made)}
     for n_fft in loss.n_ffts:
         found[f"stft_{n_fft}"] = stft.stft_term(audio, made, n_fft, window="hann")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from backends.errors import InputError
+from backends.training.adversary import AdversaryPlan
 from backends.training.codec_loss import CodecLoss
 from backends.training.options import TrainOptions
 from backends.training.rvq_codec import Quantising
@@ -71,6 +72,10 @@ class CodecOptions:
     """Least mel magnitude; much lower, and silence rules the loss."""
     commitment_weight: float = 0.25
     """Weight of the latents' mean squared distance to their entries."""
+    adversarial: bool = False
+    """Train against DAC's discriminators too; about nine times the work."""
+    adversarial_learning_rate: float = 1e-4
+    """The discriminators' peak learning rate; it follows the codec's schedule."""
     quantize_after: int | None = None
     """Updates without quantisation, then k-means starts the codebooks; by default 500 from random weights, else 0."""
     quantizer_dropout: float = 0.5
@@ -121,6 +126,7 @@ class CodecOptions:
                 f"--quantize-after {self.quantize_after} restarts the codebooks, which --decoder-only keeps: drop one"
             )
         self.training()
+        AdversaryPlan(learning_rate=self.adversarial_learning_rate)
 
     def training(self) -> TrainOptions:
         """The same for `backends.training.loop`."""
@@ -130,6 +136,10 @@ class CodecOptions:
             "log_every", "seed", "resume",
         )  # fmt: skip
         return TrainOptions(**{name: getattr(self, name) for name in same})
+
+    def adversary(self) -> AdversaryPlan | None:
+        """The adversarial stage, if there is one."""
+        return AdversaryPlan(learning_rate=self.adversarial_learning_rate) if self.adversarial else None
 
     def quantising(self, *, from_scratch: bool) -> Quantising:
         """How the quantiser takes part."""

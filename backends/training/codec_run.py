@@ -10,10 +10,12 @@ from backends.base import Backend, Hooks, Section, TrainStep
 from backends.data import segments
 from backends.errors import InputError
 from backends.training import baselines, codec, rvq_codec, usage
+from backends.training.adversary import against
+from backends.training.codec import Family
 from backends.training.codec_options import MAY_DIFFER, CodecOptions
 from backends.training.curriculum import Stage, stages
 from backends.training.loop import Result, train
-from backends.training.rvq_codec import RVQFamily, Unquantised
+from backends.training.rvq_codec import RVQFamily, unquantised_first
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,10 @@ def run(found: Codec, options: CodecOptions, backend: Backend) -> Result:
         say(f"baseline at {stage.name}: validation loss {measured.values[stage.name]['val_loss']:.4f}")
     if not options.decoder_only:
         rvq_codec.collect(family, model)
-    family = replace(family, hooks=_hooks(found, options, backend, family, task, measured))
+    learner = _learner(found, options, backend, family, task, measured)
     settings = {name: value for name, value in asdict(options).items() if name not in MAY_DIFFER}
     result = train(
-        backend, model, replace(task, family=family), options.training(), title=f"{found.name}: codec training",
+        backend, model, replace(task, family=learner), options.training(), title=f"{found.name}: codec training",
         identity=identity, settings=settings, precision=options.precision,
     )  # fmt: skip
     for name, share in measured.improvements(options.output_dir).items():
@@ -87,40 +89,46 @@ def _task(found: Codec, options: CodecOptions, backend: Backend) -> tuple[codec.
     return codec.CodecTask(family, training, held_out, plan, backend.world, export), family, identity
 
 
-def _hooks(
+def _learner(
     found: Codec, options: CodecOptions, backend: Backend, family: RVQFamily, task: codec.CodecTask,
     measured: baselines.Baselines,
-) -> Hooks:  # fmt: skip
-    source = task.held_out or task.train
+) -> Family:  # fmt: skip
+    """The family with everything that only training needs: codebooks that learn, an adversary, the report's parts."""
+    source, optim = task.held_out or task.train, options.training().optim()
 
     def sections(model: Any) -> list[Section]:
         counts = rvq_codec.code_counts(family, model, source, found.entries)
         return [measured.section(options.output_dir), usage.section(counts, "recordings to validate on")]
 
     def make_step() -> TrainStep:
-        training = options.training()
-        step = backend.train_step(
-            found.model, family.terms, training.optim(), seed=options.seed, compile=backend.has_gpu,
-            precision=options.precision,
-        )  # fmt: skip
-        return Unquantised(step, family.quantising.start, backend)
+        return backend.train_step(
+            found.model, family.terms, optim, seed=options.seed, compile=backend.has_gpu, precision=options.precision
+        )
 
-    if options.decoder_only:
-        return Hooks(judged=measured.judged, sections=sections)
-    learning = rvq_codec.codebook_hooks(family, task.train, options.seed)
-    return replace(learning, judged=measured.judged, sections=sections, make_step=make_step)
+    learning = Hooks() if options.decoder_only else rvq_codec.codebook_hooks(family, task.train, options.seed)
+    hooks = replace(learning, judged=measured.judged, sections=sections, make_step=make_step)
+    learner: Family = replace(family, hooks=hooks)
+    if plan := options.adversary():
+        learner = against(
+            replace(family, hooks=hooks), backend, found.model, plan, optim=optim,
+            learning_rate=options.learning_rate, seed=options.seed, precision=options.precision,
+        )  # fmt: skip
+    start = family.quantising.start
+    return unquantised_first(learner, start, backend) if start else learner
 
 
 def _check_lengths(made: Sequence[Stage], options: CodecOptions, rate_hz: int) -> None:
     """Spectra are centred on a segment's first sample, so that half a window is reflected there."""
-    windows = {f"--n-ffts {max(options.n_ffts)}": max(options.n_ffts)}
+    reach = {f"--n-ffts {max(options.n_ffts)}": max(options.n_ffts) // 2}
     if options.mel_weight:
-        windows["--mel-weight, whose largest window is 2048,"] = 2048
-    for (option, window), stage in product(windows.items(), made):
-        if round(stage.length_s * rate_hz) <= window // 2:
+        reach["--mel-weight, whose largest window is 2048,"] = 1024
+    if plan := options.adversary():
+        reach["--adversarial, whose largest window is 2048,"] = plan.spec.least_samples - 1
+    for (option, samples), stage in product(reach.items(), made):
+        if round(stage.length_s * rate_hz) <= samples:
             raise InputError(
-                f"{option} needs segments longer than {window / 2 / rate_hz:.2f} s, a stage has {stage.length_s} s: "
-                "give longer segments, smaller n_ffts or no mel term"
+                f"{option} needs segments longer than {samples / rate_hz:.2f} s, a stage has {stage.length_s} s: "
+                "give longer segments, smaller n_ffts, no mel term or no adversary"
             )
 
 

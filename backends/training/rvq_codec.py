@@ -16,7 +16,7 @@ learned nothing collapse to a few entries. Then k-means puts the codebooks where
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,12 @@ class RVQFamily:
     def terms(self, model: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         return _native(self.backend).terms(model, batch, self.loss)
 
+    def rebuilt(self, model: Any, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+        return _native(self.backend).rebuilt(model, batch, self.loss)
+
+    def distances(self, audio: Any, made: Any, rest: Any) -> Mapping[str, Any]:
+        return _native(self.backend).distances(audio, made, rest, self.loss)
+
     def counts(self, batch: Batch) -> dict[str, float]:
         return self.loss.counts(batch["audio"], batch["active"])
 
@@ -126,6 +132,12 @@ def code_counts(family: RVQFamily, model: Any, source: Source, entries: int) -> 
     audio = [read(recording.path, source.rate_hz) for recording in recordings]
     codes = [native.codes(model, samples, family.loss.frame_samples) for samples in audio]
     return usage.count(list(np.concatenate(codes, axis=1)), entries)
+
+
+def unquantised_first(family: Any, updates: int, backend: Backend) -> Any:
+    """The family, whose hooks make a step, with a first step that leaves the quantiser out; see `Unquantised`."""
+    make_step = family.hooks.make_step
+    return replace(family, hooks=replace(family.hooks, make_step=lambda: Unquantised(make_step(), updates, backend)))
 
 
 class Unquantised:

@@ -14,10 +14,10 @@ from backends.mlx_backend.sampling import Sampler, step_key
 from musicgen_mlx import condition as conditions
 from musicgen_mlx.attention import FixedCache, KeysValues, Recorder
 from musicgen_mlx.condition import Condition
+from musicgen_mlx.known import UNKNOWN
 from musicgen_mlx.model import Memory, MusicGen
 
 SLOTS = 256  # the caches grow by so many steps, so that shapes change rarely
-UNKNOWN = -1  # in grids of known codes: to be predicted
 
 Step = Callable[..., tuple[mx.array, list[KeysValues]]]
 

@@ -9,7 +9,8 @@ from backends.mlx_backend.sampling import Sampler
 from musicgen_mlx import pattern
 from musicgen_mlx.companions import codec_of
 from musicgen_mlx.condition import Condition
-from musicgen_mlx.decode import UNKNOWN, Decoder
+from musicgen_mlx.decode import Decoder
+from musicgen_mlx.known import first_unknown, known_steps
 from musicgen_mlx.model import MusicGen
 
 SAMPLER = Sampler(temperature=1.0, top_k=250)
@@ -32,23 +33,14 @@ def generate_codes(
 
     `progress` is called with the number of steps so far.
     """
-    laid, made = known_steps(model, len(seeds), frames, prompt), []
+    laid, made = known_steps(model.config, len(seeds), frames, prompt), []
     for step in predicted_steps(model, laid, condition, seeds, sampler, guidance, compile=compile):
         made.append(step)
         if progress:
             progress(len(made))
-    first = _first_unknown(laid)
+    first = first_unknown(laid)
     steps = mx.concatenate([mx.array(laid[:, :, :first]), *(step[:, :, None] for step in made)], axis=2)
     return pattern.reverted(steps, model.config.delays, mx.stack)
-
-
-def known_steps(model: MusicGen, batch: int, frames: int, prompt: np.ndarray | None = None) -> np.ndarray:
-    """The steps (B, K, S) of `frames` frames as far as they are known: special cells and the prompt's codes."""
-    config = model.config
-    codes = np.full((batch, config.codebooks, frames), UNKNOWN, np.int32)
-    if prompt is not None:
-        codes[:, :, : prompt.shape[2]] = prompt
-    return pattern.delayed(codes, config.delays, config.special)
 
 
 def predicted_steps(
@@ -56,7 +48,7 @@ def predicted_steps(
     guidance: float = GUIDANCE, *, compile: bool | None = None,
 ) -> Iterator[mx.array]:  # fmt: skip
     """Yield the steps (B, K) from the first one that is not wholly known. The next is queued before one is yielded."""
-    first, S = _first_unknown(laid), laid.shape[2]
+    first, S = first_unknown(laid), laid.shape[2]
     training = model.training
     model.eval()
     try:
@@ -89,8 +81,3 @@ def encode_audio(model: MusicGen, audio: mx.array) -> mx.array:
     sides = mx.stack([audio, audio], axis=1) if audio.ndim == 2 else audio.swapaxes(1, 2)
     codes = codec.encode(sides.reshape(-1, sides.shape[2]))
     return codes.reshape(-1, channels, *codes.shape[1:]).swapaxes(1, 2).reshape(len(audio), -1, codes.shape[2])
-
-
-def _first_unknown(laid: np.ndarray) -> int:
-    """The first step with a cell to predict; codebook 0 is never late, so all before it are known."""
-    return int(np.argmax((laid == UNKNOWN).any(axis=(0, 1))))

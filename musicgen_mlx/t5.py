@@ -10,12 +10,9 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from tokenizers import Tokenizer
 
-from backends.errors import InputError
 from musicgen_mlx.config import T5Config
-
-EOS = "</s>"
+from musicgen_mlx.text import TextTokenizer
 
 
 class T5Encoder(nn.Module):
@@ -118,29 +115,9 @@ class TextEncoder:
 
     def __init__(self, model: T5Encoder, tokenizer: Path):
         self.model, self.path = model, tokenizer
-        try:
-            self.tokenizer = Tokenizer.from_file(str(tokenizer))
-        except Exception as error:  # the library raises plain Exception
-            raise InputError(f"{tokenizer}: not a readable tokenizer.json ({error})") from error
-        eos = self.tokenizer.token_to_id(EOS)
-        if eos is None:
-            raise InputError(f"{tokenizer}: lacks {EOS}; expected a T5's tokenizer.json")
-        self.eos = eos
-        self.tokenizer.no_padding()
-        self.tokenizer.no_truncation()
+        self.tokenizer = TextTokenizer(tokenizer, model.config.vocab)
 
     def encode(self, texts: Sequence[str]) -> tuple[mx.array, np.ndarray]:
-        """Texts -> states (B, L, D) and which of them are text (B, L); each ends with one end token."""
-        rows = [self._ids(text) for text in texts]
-        length = max(map(len, rows))
-        ids = np.zeros((len(rows), length), np.int32)
-        mask: np.ndarray = np.zeros((len(rows), length), np.bool_)
-        for row, given in enumerate(rows):
-            ids[row, : len(given)], mask[row, : len(given)] = given, True
+        """Texts -> states (B, L, D) and which of them are text (B, L)."""
+        ids, mask = self.tokenizer.encode(texts)
         return self.model(mx.array(ids), mx.array(mask)), mask
-
-    def _ids(self, text: str) -> list[int]:
-        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-        if ids and max(ids) >= self.model.config.vocab:
-            raise InputError(f"{self.path}: has tokens past the text encoder's vocabulary of {self.model.config.vocab}")
-        return [*ids, self.eos]

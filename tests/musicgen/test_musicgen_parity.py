@@ -235,7 +235,7 @@ def test_t5_equals_transformers(tmp_path, settings):
     states, mask = ours.encode(texts)
     ids = np.zeros(mask.shape, np.int64)
     for row, text in enumerate(texts):
-        ids[row, : mask[row].sum()] = ours._ids(text)
+        ids[row, : mask[row].sum()] = ours.tokenizer.ids(text)
     with torch.inference_mode():
         expected = theirs(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask).long())
     np.testing.assert_allclose(np.array(states)[mask], expected.last_hidden_state.numpy()[mask], atol=1e-4)

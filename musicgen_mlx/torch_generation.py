@@ -1,0 +1,64 @@
+"""Codes and audio from a MusicGen on PyTorch: the mirror of `musicgen_mlx.generation`."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from backends.torch_backend.sampling import Sampler
+from musicgen_mlx import pattern
+from musicgen_mlx.known import first_unknown, known_steps
+from musicgen_mlx.torch_decode import Decoder
+from musicgen_mlx.torch_model import AnyMusicGen, Condition
+
+SAMPLER = Sampler(temperature=1.0, top_k=250)
+GUIDANCE = 3.0
+
+
+def generate_codes(
+    model: AnyMusicGen, frames: int, condition: Condition | None = None, *, seeds: Sequence[int] = (0,),
+    prompt: np.ndarray | None = None, sampler: Sampler = SAMPLER, guidance: float = GUIDANCE,
+) -> torch.Tensor:  # fmt: skip
+    """Codes (B, K, frames), of which `prompt` (B, K, P) are the first frames. One item for each of `seeds`."""
+    laid = known_steps(model.shapes, len(seeds), frames, prompt)
+    made = [step[:, :, None] for step in predicted_steps(model, laid, condition, seeds, sampler, guidance)]
+    given = torch.from_numpy(laid[:, :, : first_unknown(laid)].astype(np.int64)).to(made[0].device)
+    return pattern.reverted(torch.cat([given, *made], dim=2), model.shapes.delays, lambda x, axis: torch.stack(x, axis))
+
+
+def predicted_steps(
+    model: AnyMusicGen, laid: np.ndarray, condition: Condition | None, seeds: Sequence[int],
+    sampler: Sampler = SAMPLER, guidance: float = GUIDANCE,
+) -> Iterator[torch.Tensor]:  # fmt: skip
+    """Yield the steps (B, K) from the first one that is not wholly known. The next is queued before one is yielded."""
+    first, S = first_unknown(laid), laid.shape[2]
+    training = model.training
+    model.eval()
+    try:
+        run = Decoder(model, sampler, seeds, condition, guidance)
+        current = run.start(laid[:, :, :first], laid[:, :, first])
+        for step in range(first + 1, S + 1):
+            following = run.advance(current, laid[:, :, step]) if step < S else current
+            yield current
+            current = following
+    finally:
+        model.train(training)
+
+
+@torch.inference_mode()
+def decode_audio(codec: Any, codes: torch.Tensor, channels: int = 1) -> torch.Tensor:
+    """Codes (B, K, T) -> audio (B, samples), or (B, samples, 2) for stereo, whose channels the codec takes apart."""
+    B, K, T = codes.shape
+    sides = codes.reshape(B, K // channels, channels, T).transpose(1, 2).reshape(1, B * channels, K // channels, T)
+    audio = codec.decode(sides, [None]).audio_values[:, 0].reshape(B, channels, -1)
+    return audio[:, 0] if channels == 1 else audio.transpose(1, 2)
+
+
+@torch.inference_mode()
+def encode_audio(codec: Any, audio: torch.Tensor, channels: int = 1) -> torch.Tensor:
+    """Audio (B, samples) or (B, samples, 2) -> codes (B, K, T); stereo models take mono for both sides."""
+    sides = audio[:, None].expand(-1, channels, -1) if audio.ndim == 2 else audio.transpose(1, 2)
+    B, _, samples = sides.shape
+    codes = codec.encode(sides.reshape(B * channels, 1, samples)).audio_codes[0]
+    return codes.reshape(B, channels, *codes.shape[1:]).transpose(1, 2).reshape(B, -1, codes.shape[2])

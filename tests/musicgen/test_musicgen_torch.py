@@ -1,0 +1,123 @@
+"""MusicGen through the PyTorch door: the same weights, logits, codes and audio as on MLX."""
+
+import shutil
+
+import mlx.core as mx
+import musicgen_oracle as oracle
+import numpy as np
+import pytest
+import torch
+
+from backends.errors import InputError
+from backends.mlx_backend.sampling import Sampler
+from backends.torch_backend.sampling import Sampler as TorchSampler
+from backends.torch_backend.sampling import step_key
+from musicgen_mlx import MusicGen, condition, generation, torch_generation
+from musicgen_mlx import torch_model as door
+from musicgen_mlx.companions import codec_of
+from musicgen_mlx.tiny import TOKENIZER
+
+KINDS = {
+    "text": (oracle.text, {}),
+    "stereo": (oracle.text, {"codebooks": 8, "channels": 2}),
+    "bare": (oracle.bare, {}),
+    "melody": (oracle.melody, {}),
+}
+ROWS = np.random.default_rng(0).standard_normal((2, 5, 48)).astype(np.float32)
+
+
+class Pair:
+    """A model on both sides, and a condition of two items on both; the second is shorter, except for melody."""
+
+    def __init__(self, kind: str, folder):
+        make, settings = KINDS[kind]
+        make(folder, **settings)
+        shutil.copyfile(TOKENIZER, folder / "tokenizer.json")
+        self.ours = MusicGen.from_pretrained(folder)
+        self.theirs, self.companions = door.from_pretrained(folder)
+        mask = np.ones((2, 5), bool)
+        mask[1, 3:] = kind == "melody"
+        self.own = self.their = None
+        if kind != "bare":
+            self.own = condition.from_states(self.ours, mx.array(ROWS), mask)
+            self.their = self.theirs.condition(torch.from_numpy(ROWS), torch.from_numpy(mask))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def pair(request, tmp_path_factory):
+    return Pair(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def test_logits_and_weights_are_the_same(pair):
+    codes = np.random.default_rng(1).integers(0, oracle.ENTRIES + 1, (2, pair.ours.config.codebooks, 9))
+    with torch.inference_mode():
+        theirs = door.predicted(pair.theirs, torch.from_numpy(codes), pair.their).numpy()
+    np.testing.assert_allclose(np.array(pair.ours(mx.array(codes), pair.own)), theirs, atol=1e-4)
+    from backends.mlx_backend.parameters import parameters
+
+    own, their = parameters(pair.ours), pair.theirs.tensors()
+    assert own.keys() == their.keys()
+    for name, value in their.items():
+        np.testing.assert_array_equal(np.array(own[name]), value, err_msg=name)
+
+
+@pytest.mark.parametrize(("guidance", "prompt"), [(3.0, 0), (1.0, 5)], ids=["fresh", "continued"])
+def test_greedy_codes_are_the_same(pair, guidance, prompt):
+    """Over more steps than the first caches hold."""
+    frames = 270
+    given = np.random.default_rng(2).integers(0, oracle.ENTRIES, (2, pair.ours.config.codebooks, prompt))
+    options = {"seeds": [0, 1], "guidance": guidance, "prompt": given if prompt else None}
+    own = generation.generate_codes(pair.ours, frames, pair.own, sampler=Sampler(0), **options)
+    theirs = torch_generation.generate_codes(pair.theirs, frames, pair.their, sampler=TorchSampler(0), **options)
+    np.testing.assert_array_equal(np.array(own)[:, :, :50], theirs.numpy()[:, :, :50])
+    assert (np.array(own) == theirs.numpy()).mean() > 0.9
+
+
+def test_an_items_codes_do_not_depend_on_its_batch(pair):
+    sampler = TorchSampler(1.0, top_k=20)
+    both = torch_generation.generate_codes(pair.theirs, 12, pair.their, seeds=[7, 8], sampler=sampler)
+    one = None if pair.their is None else door.Condition(pair.their.states[1:], pair.their.mask[1:], (False,))
+    alone = torch_generation.generate_codes(pair.theirs, 12, one, seeds=[8], sampler=sampler)
+    np.testing.assert_array_equal(both[1:].numpy(), alone.numpy())
+    other = torch_generation.generate_codes(pair.theirs, 12, one, seeds=[9], sampler=sampler)
+    assert (alone != other).any()
+
+
+def test_audio_is_the_same(pair):
+    if "encodec" not in pair.companions:
+        with pytest.raises(InputError, match="--codec"):
+            codec_of(pair.ours)
+        return
+    codec, channels = door.codec_of_checkpoint(pair.companions["encodec"]), pair.ours.config.channels
+    codes = np.random.default_rng(3).integers(0, oracle.ENTRIES, (2, pair.ours.config.codebooks, 6))
+    theirs = torch_generation.decode_audio(codec, torch.from_numpy(codes), channels)
+    sound = generation.decode_audio(pair.ours, mx.array(codes))
+    np.testing.assert_allclose(np.array(sound), theirs.numpy(), atol=1e-4)
+    again = torch_generation.encode_audio(codec, theirs, channels)
+    np.testing.assert_array_equal(np.array(generation.encode_audio(pair.ours, sound)), again.numpy())
+    encoder = door.text_encoder_of_checkpoint(pair.companions["t5"])
+    ids, mask = np.array([[5, 9, 12], [7, 1, 0]]), np.array([[True] * 3, [True, True, False]])
+    states = encoder(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask).long()).last_hidden_state
+    own = pair.ours._companions["text_encoder"].model(mx.array(ids), mx.array(mask))
+    np.testing.assert_allclose(np.array(own)[mask], states.detach().numpy()[mask], atol=1e-4)
+
+
+def test_melody_on_pytorch_says_that_prompts_must_be_of_one_length(pair):
+    if pair.ours.config.condition != "prepend":
+        return
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    with pytest.raises(InputError, match="prompts of one length"):
+        pair.theirs.condition(torch.from_numpy(ROWS), mask)
+
+
+@pytest.mark.parametrize("top_p", [0.0, 0.3, 0.9, 1.0])
+def test_top_p_keeps_the_likeliest_of_that_probability(top_p):
+    """0.5, 0.3, 0.15, 0.05: half is reached by one, 0.9 by three."""
+    logits = np.log(np.array([[0.05, 0.5, 0.15, 0.3]], np.float32))
+    allowed = {0.0: {0, 1, 2, 3}, 0.3: {1}, 0.9: {1, 2, 3}, 1.0: {0, 1, 2, 3}}[top_p]
+    theirs, own = TorchSampler(1.0, 0, top_p), Sampler(1.0, 0, top_p)
+    seen = {int(theirs(torch.from_numpy(logits), theirs.noise((1, 4), step_key(0, i)))) for i in range(300)}
+    assert seen == allowed
+    assert {int(own(mx.array(logits), own.noise((1, 4), mx.random.key(i)))) for i in range(300)} == allowed
+    with pytest.raises(InputError, match="top-p"):
+        TorchSampler(top_p=2.0)

@@ -1,7 +1,7 @@
 """From a folder of music to clips of codes. Framework-free.
 
-A recording is encoded once, in pieces of the segment's length, and kept on disk by content and codec. `name.json`
-beside `name.wav` may hold its description.
+A recording is encoded once, in pieces of half a minute, and kept on disk by content and codec. `name.json` beside
+`name.wav` may hold its description.
 """
 
 import hashlib
@@ -15,8 +15,10 @@ from tqdm import tqdm
 
 from backends.data.codes import CodeCache
 from backends.errors import InputError
+from musicgen_mlx.config import EncodecConfig
 
 KEY = "description"
+PIECE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,8 @@ class Clip:
 
 
 def clips(paths: Sequence[Path], cache: CodeCache, *, texts: bool, quiet: bool = False) -> list[Clip]:
-    """The recordings as clips; `texts` reads their descriptions, of which there must be one at least."""
+    """The recordings as clips, with their descriptions if `texts`."""
     described = [description(path) if texts else "" for path in paths]
-    if texts and not any(described):
-        raise InputError(
-            f"{paths[0].parent}: no recording has a description: write {paths[0].stem}.json with "
-            f'{{"{KEY}": "..."}}, or train with --conditioner none'
-        )
     bar = tqdm(paths, desc="encoding", unit="file", disable=quiet)
     return [Clip(path, cache(path), text) for path, text in zip(bar, described, strict=True)]
 
@@ -58,25 +55,36 @@ def description(path: Path) -> str:
     return text.strip()
 
 
-def pieces(samples: int, length: int) -> list[tuple[int, int]]:
-    """Where recordings of so many samples are cut to be encoded: starts and stops, `length` apart.
+def any_description(paths: Sequence[Path]) -> str:
+    """The first description that there is. Raises InputError where there is none."""
+    for path in paths:
+        if text := description(path):
+            return text
+    raise InputError(
+        f"{paths[0].parent}: no recording has a description: write {paths[0].stem}.json with "
+        f'{{"{KEY}": "..."}}, or train with --conditioner none'
+    )
+
+
+def pieces(samples: int, codec: EncodecConfig) -> list[tuple[int, int]]:
+    """Where recordings of so many samples are cut to be encoded: starts and stops, `PIECE_S` seconds apart.
 
     A rest shorter than half a piece stays with the one before it, since a codec needs some surroundings.
     """
-    count = max(1, round(samples / length))
-    edges = [index * length for index in range(count)] + [samples]
+    length = round(PIECE_S * codec.frame_hz) * codec.frame_samples
+    edges = [index * length for index in range(max(1, round(samples / length)))] + [samples]
     return list(zip(edges, edges[1:], strict=False))
 
 
 def split(paths: Sequence[Path], share: float) -> tuple[list[Path], list[Path]]:
-    """Training and validation recordings. A recording's side depends on its name alone, so that it keeps it."""
+    """Training and validation recordings. The choice hangs on names alone, so that it is the same wherever they lie."""
     if not share:
         return list(paths), []
-    place = {path: int(hashlib.sha256(path.name.encode()).hexdigest()[:8], 16) / 2**32 for path in paths}
-    held = sorted(paths, key=place.__getitem__)[: max(1, round(share * len(paths)))]
+    place = {path: hashlib.sha256(path.name.encode()).hexdigest() for path in paths}
+    held = set(sorted(paths, key=place.__getitem__)[: max(1, round(share * len(paths)))])
     if len(held) == len(paths):
         raise InputError(f"--val-split {share} of {len(paths)} recordings leaves none to train on: add recordings")
-    return [path for path in paths if path not in set(held)], held
+    return [path for path in paths if path not in held], [path for path in paths if path in held]
 
 
 def fingerprint(found: Sequence[Clip]) -> str:

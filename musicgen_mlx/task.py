@@ -6,7 +6,8 @@ before it:
     loss = mean over codebooks of the mean cross-entropy over the codebook's cells
 
 as in audiocraft; ln(2048) = 7.62 where nothing is known. Each visit of a clip takes a random segment of it. So that
-guidance works, all conditions of a segment are dropped with a probability of 0.3.
+guidance works, all conditions of a segment are dropped with a probability of 0.3; audiocraft drops those of a whole
+batch together.
 """
 
 import importlib
@@ -25,6 +26,7 @@ from musicgen_mlx import pattern
 from musicgen_mlx.config import MusicGenConfig
 from musicgen_mlx.dataset import Clip
 
+SEGMENTS = 905  # the random stream of segments and dropped conditions
 Rows = Callable[[str], np.ndarray]  # a description -> the text encoder's rows (L, W)
 
 
@@ -36,6 +38,7 @@ class Plan:
     accumulation: int = 1
     segment_frames: int = 1500
     condition_dropout: float = 0.3
+    visits: int = 1  # segments that each recording gives per epoch
     seed: int = 0
 
 
@@ -80,7 +83,7 @@ class MusicGenTask:
         for update in range(start, self.updates(epoch)):
             group = cuts[update * self._per_update : (update + 1) * self._per_update]
             mine = group[self.world.rank :: self.world.size]
-            yield [self._collate([self._segment(index, epoch) for index in cut]) for cut in mine]
+            yield [self._collate([self._segment(visit, epoch) for visit in cut]) for cut in mine]
 
     def terms(self, model: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         sums = importlib.import_module(f"musicgen_mlx.{self.backend}_terms").codebook_sums(model, batch)
@@ -115,11 +118,12 @@ class MusicGenTask:
         return self.plan.accumulation * self.world.size
 
     def _cuts(self, epoch: int) -> list[list[int]]:
-        lengths = [min(len(clip), self.plan.segment_frames) for clip in self.train]
+        lengths = [min(len(clip), self.plan.segment_frames) for clip in self.train] * self.plan.visits
         return epoch_batches(lengths, self.plan.batch_size, seed=self.plan.seed, epoch=epoch)
 
-    def _segment(self, index: int, epoch: int) -> Segment:
-        clip, draw = self.train[index], rng(self.plan.seed, epoch, index, 905)
+    def _segment(self, visit: int, epoch: int) -> Segment:
+        """The segment of a visit: its number counts through the clips, once for each of the plan's visits."""
+        clip, draw = self.train[visit % len(self.train)], rng(self.plan.seed, epoch, visit, SEGMENTS)
         start = int(draw.integers(0, max(1, len(clip) - self.plan.segment_frames + 1)))
         dropped = draw.random() < self.plan.condition_dropout
         codes = clip.codes[:, start : start + self.plan.segment_frames]

@@ -5,94 +5,105 @@ python -m musicgen_mlx.train --data loops --model small --lora-rank 16 --output-
 """
 
 import importlib
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from backends import cli, get
-from backends.adapters import files
 from backends.adapters.matching import match
-from backends.base import Backend, LoRASpec, Sample
+from backends.base import Arrays, Backend, LoRASpec, Sample
 from backends.data import segments
 from backends.data.codes import CodeCache, default_cache
 from backends.errors import InputError
 from backends.training.loop import Result, train
-from musicgen_mlx import dataset, initial
+from musicgen_mlx import dataset
 from musicgen_mlx.config import MusicGenConfig, of_scale
 from musicgen_mlx.task import MusicGenTask, Plan
-from musicgen_mlx.train_options import MusicGenOptions
+from musicgen_mlx.train_options import MAY_DIFFER, MusicGenOptions
 
-GROUPS = {"attn": ("_attn.",), "mlp": ("linear1", "linear2"), "heads": ("linears.",)}
+GROUPS = {"attn": ("_attn.",), "mlp": ("linear1", "linear2"), "heads": ("linears.",), "embeddings": ("emb.",)}
 
 
 def main(options: MusicGenOptions) -> None:
     """Train as the options say, or continue the run in their output_dir."""
     backend = get(options.backend, options.device)
-    side = importlib.import_module(f"musicgen_mlx.{backend.name}_side")
-    model = load(options, backend, side)
-    config = model.config
-    if config.condition == "prepend":
-        raise InputError(f"--model {options.model}: melody models need chroma, which training does not have")
-    train_on, held_out = clips(options, side, model)
+    train_on, held_out = recordings(options)
+    studio = load(options, backend)
+    config = studio.config
+    prompt = _sample_prompt(options, config, train_on)
+    train_clips, held_clips = clips(studio, train_on, held_out)
     task = MusicGenTask(
-        config, backend.name, train_on, _plan(options, config), backend.world, held_out,
-        rows_of=None if config.condition == "none" else _rows(side, model),
-        sampler=_sampler(options, side, train_on), exporter=_exporter(options, backend, side),
+        config, backend.name, train_clips, _plan(options, config), backend.world, held_clips,
+        rows_of=None if config.condition == "none" else _rows(studio),
+        sampler=_Music(studio, prompt, options.sample_duration, options.seed), exporter=_exporter(options, studio),
     )  # fmt: skip
-    print(_describe(options, backend, model, task))
-    identity = {"training data": dataset.fingerprint(train_on), "validation data": dataset.fingerprint(held_out)}
-    result = train(backend, model, task, options, title=f"MusicGen on {options.data.name}", identity=identity)
-    print(_closing(result))
+    print(_describe(options, backend, studio, task))
+    settings = {name: value for name, value in asdict(options).items() if name not in MAY_DIFFER}
+    result = train(
+        backend, studio.model, task, options, title=f"MusicGen on {options.data.name}",
+        identity=_identity(backend, studio, task), settings=settings, precision=options.precision,
+    )  # fmt: skip
+    print(_closing(options, result))
 
 
-def load(options: MusicGenOptions, backend: Backend, side: Any) -> Any:
-    """The model to train, in float32 where it trains, with its codec and text encoder."""
+def recordings(options: MusicGenOptions) -> tuple[list[Path], list[Path]]:
+    """The files to train and to validate on."""
+    found = segments.find(options.data, "--data")
+    if options.val_data is not None:
+        return found, segments.find(options.val_data, "--val-data")
+    return dataset.split(found, options.val_split)
+
+
+def load(options: MusicGenOptions, backend: Backend) -> Any:
+    """The model to train with its codec and text encoder: a `Studio` of mlx_side or torch_side."""
+    side, brought = importlib.import_module(f"musicgen_mlx.{backend.name}_side"), (options.codec, options.text_encoder)
     if options.model is None:
-        model = side.from_scratch(fresh_config(options, side), lambda config: initial.tensors(config, options.seed))
-        side.bring(model, options.codec, options.text_encoder)
+        studio = side.from_scratch(fresh_config(options), options.seed, *brought)
     else:
-        model = side.from_pretrained(options.model, options.codec, options.text_encoder, float32=not options.lora_rank)
+        studio = side.from_pretrained(options.model, *brought, float32=not options.lora_rank)
+    if studio.config.condition == "prepend":
+        raise InputError(f"--model {options.model}: melody models need chroma, which training does not have")
     if options.gradient_checkpointing:
-        side.recompute(model)
-    if not options.lora_rank:
-        backend.train_only(model, lambda _name: True)
-        return model
-    names = match(backend.linears(model), options.target_modules, None, GROUPS)
-    spec = LoRASpec(options.lora_rank, options.lora_alpha, options.dropout)
-    backend.adapt(model, names, spec, options.seed)
-    return model
+        studio.recompute()
+    if options.lora_rank:
+        _adapt(options, studio)
+    else:
+        backend.train_only(studio.model, lambda _name: True)
+    return studio
 
 
-def fresh_config(options: MusicGenOptions, side: Any) -> MusicGenConfig:
-    """The scale with the options' own sizes, for the codec and text encoder in use."""
+def _adapt(options: MusicGenOptions, studio: Any) -> None:
+    spec = LoRASpec(
+        options.lora_rank, options.lora_alpha, options.dropout, use_rslora=options.use_rslora,
+        use_dora=options.use_dora,
+    )  # fmt: skip
+    studio.adapt(match(studio.linears(), options.target_modules, None, GROUPS), spec, options.seed)
+    if options.resume_from is not None and options.resume_from.is_file():
+        studio.load_adapter(options.resume_from)
+
+
+def fresh_config(options: MusicGenOptions) -> MusicGenConfig:
+    """The scale with the options' own sizes."""
     config = of_scale(options.scale, "cross" if options.conditioner == "text" else "none")
     width, heads = options.dim or config.width, options.heads or config.heads
-    if width % heads or width % 2:
-        raise InputError(f"--dim {width} --heads {heads}: expected an even width that the heads divide")
-    config = replace(
+    if width % heads or width % 2 or width < 4:
+        raise InputError(f"--dim {width} --heads {heads}: expected an even width from 4 on that the heads divide")
+    return replace(
         config, width=width, heads=heads, layers=options.layers or config.layers, mlp_width=4 * width, name=""
     )
-    return side.for_companions(config, options.codec, options.text_encoder)
 
 
-def clips(options: MusicGenOptions, side: Any, model: Any) -> tuple[list[dataset.Clip], list[dataset.Clip]]:
+def clips(studio: Any, *sides: list[Path]) -> list[list[dataset.Clip]]:
     """Training and validation clips, encoded now if they never were."""
-    config = model.config
-    paths = segments.find(options.data, "--data")
-    if options.val_data is not None:
-        held = segments.find(options.val_data, "--val-data")
-    else:
-        paths, held = dataset.split(paths, options.val_split)
-    length = max(1, round(options.segment_duration * config.encodec.frame_hz)) * config.encodec.frame_samples
-    cache = CodeCache(lambda path: side.encode_file(model, path, length), side.codec_identity(model), default_cache())
-    texts = config.condition != "none"
-    return (
-        dataset.clips(paths, cache, texts=texts),
-        dataset.clips(held, cache, texts=texts) if held else [],
-    )
+    texts = studio.config.condition != "none"
+    if texts:
+        dataset.any_description(sides[0])
+    cache = CodeCache(studio.encode, studio.codec_identity(), default_cache())
+    return [dataset.clips(paths, cache, texts=texts) if paths else [] for paths in sides]
 
 
 def _plan(options: MusicGenOptions, config: MusicGenConfig) -> Plan:
@@ -101,64 +112,83 @@ def _plan(options: MusicGenOptions, config: MusicGenConfig) -> Plan:
         accumulation=options.gradient_accumulation,
         segment_frames=max(1, round(options.segment_duration * config.encodec.frame_hz)),
         condition_dropout=options.condition_dropout,
+        visits=options.segments_per_recording,
         seed=options.seed,
     )
 
 
-def _rows(side: Any, model: Any) -> Callable[[str], np.ndarray]:
+def _rows(studio: Any) -> Callable[[str], np.ndarray]:
     """Descriptions are encoded once."""
     known: dict[str, np.ndarray] = {}
 
     def rows(text: str) -> np.ndarray:
         if text not in known:
-            known[text] = side.text_rows(model, text)
+            known[text] = studio.text_rows(text)
         return known[text]
 
     return rows
+
+
+def _identity(backend: Backend, studio: Any, task: MusicGenTask) -> dict[str, str]:
+    """What must stay the same for a run to continue. The text encoder and what is frozen are in no checkpoint."""
+    trained = backend.trainable(studio.model)
+    frozen = {name: value for name, value in backend.parameters(studio.model).items() if name not in trained}
+    return {
+        "training data": dataset.fingerprint(task.train),
+        "validation data": dataset.fingerprint(task.held_out),
+        "base model": backend.fingerprint(_thinned(frozen)),
+        "text encoder": backend.fingerprint(_thinned(studio.text_encoder_weights())),
+    }
+
+
+def _thinned(arrays: Arrays) -> Arrays:
+    """About a thousand numbers of each array: they tell it from another, and are quick to hash."""
+    return {name: value.reshape(-1)[:: math.prod(value.shape) // 1000 + 1] for name, value in arrays.items()}
+
+
+def _sample_prompt(options: MusicGenOptions, config: MusicGenConfig, paths: list[Path]) -> str:
+    if config.condition != "none":
+        return dataset.any_description(paths) if options.sample_prompt is None else options.sample_prompt
+    if options.sample_prompt:
+        raise InputError("--sample-prompt: this model takes no prompt; leave it out, or train with --conditioner text")
+    return ""
 
 
 @dataclass(frozen=True)
 class _Music:
     """What is played at each evaluation."""
 
-    side: Any
+    studio: Any
     prompt: str
     seconds: float
     seed: int
 
-    def __call__(self, model: Any, step: int) -> list[Sample]:
-        codec = model.config.encodec
-        frames = max(1, round(self.seconds * codec.frame_hz))
-        sound = self.side.sound(model, frames, self.prompt, self.seed)
+    def __call__(self, _model: Any, step: int) -> list[Sample]:
+        if not self.seconds:
+            return []
+        codec = self.studio.config.encodec
+        sound = self.studio.sound(max(1, round(self.seconds * codec.frame_hz)), self.prompt, self.seed)
         caption = f'"{self.prompt}"' if self.prompt else "without a prompt"
         return [Sample("before" if step == 0 else "generated", caption, sound, codec.sample_rate_hz)]
 
 
-def _sampler(options: MusicGenOptions, side: Any, found: list[dataset.Clip]) -> Callable[[Any, int], list[Sample]]:
-    if not options.sample_duration:
-        return lambda _model, _step: []
-    described = next((clip.text for clip in found if clip.text), "")
-    prompt = described if options.sample_prompt is None else options.sample_prompt
-    return _Music(side, prompt, options.sample_duration, options.seed)
-
-
-def _exporter(options: MusicGenOptions, backend: Backend, side: Any) -> Callable[[Any, Path, str], Path | None]:
-    def whole(model: Any, directory: Path, label: str) -> Path | None:
+def _exporter(options: MusicGenOptions, studio: Any) -> Callable[[Any, Path, str], Path | None]:
+    def whole(_model: Any, directory: Path, label: str) -> Path | None:
         if label.startswith("step_"):
             return None
-        return side.save(model, directory / ("best_model" if label == "best" else "last_model"))
+        return studio.save(directory / ("best_model" if label == "best" else "last_model")).parent
 
-    def adapter(model: Any, directory: Path, label: str) -> Path:
+    def adapter(_model: Any, directory: Path, label: str) -> Path:
         path = directory / f"lora_ckpt_{label}.safetensors"
-        files.save_adapter(backend, model, path, files.adapter_info(backend, model, base=str(options.model)))
+        studio.save_adapter(path, base=str(options.model))
         return path
 
     return adapter if options.lora_rank else whole
 
 
-def _describe(options: MusicGenOptions, backend: Backend, model: Any, task: MusicGenTask) -> str:
-    config, trained = model.config, backend.trainable(model).values()
-    count = sum(value.size if backend.name == "mlx" else value.numel() for value in trained)
+def _describe(options: MusicGenOptions, backend: Backend, studio: Any, task: MusicGenTask) -> str:
+    config = studio.config
+    count = sum(math.prod(value.shape) for value in backend.trainable(studio.model).values())
     seconds = sum(len(clip) for clip in task.train) / config.encodec.frame_hz
     return (
         f"MusicGen of {config.layers} layers of width {config.width} with {config.heads} heads, "
@@ -168,13 +198,17 @@ def _describe(options: MusicGenOptions, backend: Backend, model: Any, task: Musi
     )
 
 
-def _closing(result: Result) -> str:
+def _closing(options: MusicGenOptions, result: Result) -> str:
     loss = "" if result.loss is None else f", loss {result.loss:.4f}"
     value = "" if result.val_loss is None else f", best validation loss {result.val_loss:.4f}"
-    lines = [f"done: {result.step} steps{loss}{value}"]
-    return "\n".join(
-        [*lines, *([f"weights: {result.exported}"] if result.exported else []), f"report: {result.report}"]
-    )
+    best = "lora_ckpt_best.safetensors" if options.lora_rank else "best_model"
+    lines = [
+        f"done: {result.step} steps{loss}{value}",
+        *([f"weights: {result.exported}"] if result.exported else []),
+        *([f"best: {options.output_dir / best}"] if result.val_loss is not None else []),
+        f"report: {result.report}",
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

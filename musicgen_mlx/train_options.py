@@ -1,13 +1,15 @@
 """The options of MusicGen's training command."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from backends.base import OptimSpec
 from backends.errors import InputError
 from backends.training.options import TrainOptions
 
+BETAS = (0.9, 0.95)  # audiocraft's
 Scale = Literal["micro", "xsmall", "base", "small", "medium", "large"]
 
 
@@ -50,19 +52,27 @@ class MusicGenOptions(TrainOptions):
     weight_decay: float = 0.01
     """Decoupled weight decay."""
     segment_duration: float = 30.0
-    """Longest segment in seconds; a recording gives one segment an epoch, from a random place."""
+    """Longest segment in seconds; it is taken from a random place of a recording."""
+    segments_per_recording: int = 1
+    """Segments that each recording gives in an epoch: more where recordings are long or few."""
     condition_dropout: float = 0.3
     """Probability that a segment's conditions are dropped, so that guidance works."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: autocast, PyTorch only."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time. MLX only."""
+    """Recompute activations in the backward pass: less memory, about a third more time."""
     lora_rank: int = 0
     """Train adapters of this rank on --target-modules instead of all weights; 0: all weights."""
     lora_alpha: float = 16.0
     """The adapters' output is scaled by alpha / rank."""
     dropout: float = 0.0
     """Dropout on the adapters' input."""
+    use_rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead."""
+    use_dora: bool = False
+    """Weight-decomposed adapters (DoRA)."""
     target_modules: tuple[str, ...] = ("attn",)
-    """Modules to adapt: attn, mlp, heads, or any part of a module's name."""
+    """Modules to adapt: attn, mlp, heads, embeddings, or any part of a module's name, such as q_proj."""
     sample_duration: float = 5.0
     """Seconds of the audio sample at each evaluation; 0 makes none."""
     sample_prompt: str | None = None
@@ -75,23 +85,47 @@ class MusicGenOptions(TrainOptions):
         for name in ("segment_duration", "lora_alpha"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a positive number")
-        for name in ("dim", "heads", "layers"):
+        for name in ("dim", "heads", "layers", "segments_per_recording"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: expected at least 1")
-        if self.lora_rank < 0 or not 0 <= self.sample_duration < math.inf:
-            raise InputError("--lora-rank and --sample-duration: expected 0 or more")
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
+        for name in ("lora_rank", "sample_duration"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 or more")
+        self._exclude()
+
+    def _exclude(self) -> None:
+        """Options that do not go together are an error, not a choice of ours."""
         if self.val_data is not None and self.val_split:
             raise InputError("--val-data and --val-split exclude each other: give one of them")
         if self.patience and self.val_data is None and not self.val_split:
             raise InputError("--patience needs a validation set: give --val-data or --val-split")
-        own = [name for name in ("dim", "heads", "layers") if getattr(self, name) is not None]
-        if self.model is not None and own:
-            raise InputError(f"--{own[0]} is for a model from scratch: it excludes --model")
+        for name in ("scale", "dim", "heads", "layers", "conditioner"):
+            if self.model is not None and self._given(name):
+                raise InputError(f"--{name} is for a model from scratch: it excludes --model")
+        for name in ("lora_alpha", "dropout", "use_rslora", "use_dora", "target_modules"):
+            if not self.lora_rank and self._given(name):
+                raise InputError(f"--{name.replace('_', '-')} is for adapters: give --lora-rank too")
+        if self.model is None and self.text_encoder is not None and self.conditioner == "none":
+            raise InputError("--text-encoder needs --conditioner text")
         if self.model is None and self.lora_rank:
             raise InputError("--lora-rank needs --model: adapters on random weights learn nothing")
+        if self.resume_from is not None and self.resume_from.is_file() and not self.lora_rank:
+            raise InputError(f"--resume-from {self.resume_from}: to start from a model's weights, give it as --model")
+
+    def _given(self, name: str) -> bool:
+        """Whether an option is another than its default."""
+        return getattr(self, name) != getattr(type(self), name)
+
+    def optim(self) -> OptimSpec:
+        return replace(super().optim(), betas=BETAS)
 
 
 def _check_range(options: MusicGenOptions, name: str, low: float, high: float, *, closed: bool = False) -> None:
     value = getattr(options, name)
     if not low <= value or value > high or (value == high and not closed):
         raise InputError(f"--{name.replace('_', '-')} {value}: expected {low} to {high}")
+
+
+# What may be changed between a run and its continuation, besides `backends.training.options.MAY_CHANGE`. Of the
+# backend in use the checkpoint knows, and of the recordings their codes are compared.
+MAY_DIFFER = frozenset(["data", "val_data", "backend", "device", "sample_duration", "sample_prompt"])

@@ -35,7 +35,7 @@ def backend(request):
     return request.param
 
 
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=[name for name in CONFIGS if name != "44khz"])  # where a unit is long
 def codec(request, backend) -> Codec:
     return twins(request.param)[backend]
 
@@ -75,7 +75,9 @@ def test_contexts_are_those_measured():
     ] == [4.1, 8.9]
 
 
-def test_chunks_of_one_unit_equal_one_pass(codec):
+@pytest.mark.parametrize("name", CONFIGS)
+def test_chunks_of_one_unit_equal_one_pass(name, backend):
+    codec = twins(name)[backend]
     audio = sound_of(codec)
     whole = codec.encode(audio, chunk_s=1e3)
     small = codec.encode(audio, chunk_s=0)

@@ -113,11 +113,13 @@ def against(
     optim: OptimSpec,
     learning_rate: float,
     seed: int,
+    compile: bool = False,
     precision: Precision = "float32",
 ) -> AdversarialFamily:
     """`family` with an adversary: its hooks also make the alternating step and keep the discriminators.
 
     `optim` and `learning_rate` are the codec's; the discriminators' rate keeps its proportion to it all along.
+    `compile` and `precision` are those of `Backend.train_step`.
     """
     native = importlib.import_module(f"backends.{backend.name}_backend.discriminators")
     judges = discriminators(backend, plan.spec, seed)
@@ -131,9 +133,12 @@ def against(
             audio, made, _ = family.rebuilt(model, batch)
             return native.discriminator_terms(judging, audio, made)
 
-        same = {"seed": seed, "compile": backend.has_gpu, "precision": precision}
-        first = backend.train_step(judges, own_terms, plan.optim(), also=[model], **same)
-        then = backend.train_step(model, codec_terms, optim, also=[judges], **same)
+        first = backend.train_step(
+            judges, own_terms, plan.optim(), also=[model], seed=seed, compile=compile, precision=precision
+        )
+        then = backend.train_step(
+            model, codec_terms, optim, also=[judges], seed=seed, compile=compile, precision=precision
+        )
         return Alternating(then, first, plan.learning_rate / learning_rate)
 
     return AdversarialFamily(family, plan, _with_buffers(family.hooks, backend, judges, make_step))

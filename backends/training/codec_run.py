@@ -2,18 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 from backends.base import Backend, Hooks, Section, TrainStep
 from backends.data import segments
-from backends.errors import InputError
 from backends.training import baselines, codec, rvq_codec, usage
 from backends.training.adversary import against
 from backends.training.codec import Family
 from backends.training.codec_options import MAY_DIFFER, CodecOptions
-from backends.training.curriculum import Stage, stages
+from backends.training.curriculum import Stage, check_lengths, stages
 from backends.training.loop import Result, train
 from backends.training.rvq_codec import RVQFamily, unquantised_first
 
@@ -95,6 +93,8 @@ def _learner(
 ) -> Family:  # fmt: skip
     """The family with everything that only training needs: codebooks that learn, an adversary, the report's parts."""
     source, optim = task.held_out or task.train, options.training().optim()
+    # Not torch.compile: upstream's convolutions compute their padding from tensors, which breaks the graph at each.
+    compiled = backend.has_gpu and backend.name == "mlx"
 
     def sections(model: Any) -> list[Section]:
         counts = rvq_codec.code_counts(family, model, source, found.entries)
@@ -102,7 +102,7 @@ def _learner(
 
     def make_step() -> TrainStep:
         return backend.train_step(
-            found.model, family.terms, optim, seed=options.seed, compile=backend.has_gpu, precision=options.precision
+            found.model, family.terms, optim, seed=options.seed, compile=compiled, precision=options.precision
         )
 
     learning = Hooks() if options.decoder_only else rvq_codec.codebook_hooks(family, task.train, options.seed)
@@ -111,25 +111,18 @@ def _learner(
     if plan := options.adversary():
         learner = against(
             replace(family, hooks=hooks), backend, found.model, plan, optim=optim,
-            learning_rate=options.learning_rate, seed=options.seed, precision=options.precision,
+            learning_rate=options.learning_rate, seed=options.seed, compile=compiled, precision=options.precision,
         )  # fmt: skip
     start = family.quantising.start
     return unquantised_first(learner, start, backend) if start else learner
 
 
 def _check_lengths(made: Sequence[Stage], options: CodecOptions, rate_hz: int) -> None:
-    """Spectra are centred on a segment's first sample, so that half a window is reflected there."""
-    reach = {f"--n-ffts {max(options.n_ffts)}": max(options.n_ffts) // 2}
+    windows = {f"--n-ffts {max(options.n_ffts)}": max(options.n_ffts)}
     if options.mel_weight:
-        reach["--mel-weight, whose largest window is 2048,"] = 1024
-    if plan := options.adversary():
-        reach["--adversarial, whose largest window is 2048,"] = plan.spec.least_samples - 1
-    for (option, samples), stage in product(reach.items(), made):
-        if round(stage.length_s * rate_hz) <= samples:
-            raise InputError(
-                f"{option} needs segments longer than {samples / rate_hz:.2f} s, a stage has {stage.length_s} s: "
-                "give longer segments, smaller n_ffts, no mel term or no adversary"
-            )
+        windows["--mel-weight, whose largest window is 2048,"] = 2048
+    plan = options.adversary()
+    check_lengths(made, rate_hz, windows, adversary=plan.spec.least_samples if plan else 0)
 
 
 def _describe(found: Codec, options: CodecOptions, backend: Backend, task: codec.CodecTask) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
+from backends.mlx_backend.convolution import conv1d
 from backends.mlx_backend.stft import spectra
 from backends.training.adversary import FEATURES, OWN, SCORE, DiscriminatorSpec
 
@@ -105,7 +106,36 @@ class Conv2d(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         norm = mx.sqrt(self.weight_v.square().sum(axis=(1, 2, 3), keepdims=True))
         weight = self.weight_v * (self.weight_g / norm)
-        return mx.conv2d(x, weight, self.stride, self.padding) + self.bias
+        if mx.default_device() == mx.Device(mx.gpu):
+            return mx.conv2d(x, weight, self.stride, self.padding) + self.bias
+        return (_along_height if weight.shape[2] == 1 else _along_width)(self, x, weight)
+
+
+def _along_height(conv: Conv2d, x: mx.array, weight: mx.array) -> mx.array:
+    """A kernel (k, 1) as `conv1d` on every column: on the CPU MLX's conv2d takes three times as long to train."""
+    B, H, W, C = x.shape
+    columns = _whole(x.swapaxes(1, 2).reshape(B * W, H, C), weight[:, :, 0], conv.bias, conv.stride[0], conv.padding[0])
+    return columns.reshape(B, W, *columns.shape[1:]).swapaxes(1, 2)
+
+
+def _along_width(conv: Conv2d, x: mx.array, weight: mx.array) -> mx.array:
+    """A kernel (k, n) of stride (1, s) as `conv1d` on every row, of which the k rows of the kernel are the channels."""
+    B, H, W, C = x.shape
+    out, k, n, _ = weight.shape
+    around = conv.padding[0]
+    x = mx.pad(x, [(0, 0), (around, around), (0, 0), (0, 0)])
+    rows = mx.concatenate([x[:, row : row + H] for row in range(k)], axis=3).reshape(B * H, W, k * C)
+    filters = weight.transpose(0, 2, 1, 3).reshape(out, n, k * C)
+    return _whole(rows, filters, conv.bias, conv.stride[1], conv.padding[1]).reshape(B, H, -1, out)
+
+
+def _whole(x: mx.array, weight: mx.array, bias: mx.array, stride: int, padding: int) -> mx.array:
+    """`conv1d` of padded input, whose fast form for strides needs kernels of whole strides: zeros make them so."""
+    k = weight.shape[1]
+    length, more = (x.shape[1] + 2 * padding - k) // stride + 1, -k % stride
+    x = mx.pad(x, [(0, 0), (padding, padding + more), (0, 0)])
+    weight = mx.pad(weight, [(0, 0), (0, more), (0, 0)])
+    return conv1d(x, weight, bias, stride=stride)[:, :length]
 
 
 def discriminator_terms(judges: Discriminators, audio: mx.array, made: mx.array) -> dict[str, mx.array]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from gradients import assert_gradients_equal
 
 from backends.errors import InputError
+from backends.mlx_backend.discriminators import Conv2d
 from backends.seeds import rng
 from backends.training.adversary import DiscriminatorSpec, discriminators
 
@@ -95,6 +96,27 @@ def test_both_backends_equal_dac(sides):
             allowed = 1e-5 * float(a.abs().max())
             assert (a - b).abs().max() <= allowed
             np.testing.assert_allclose(np.array(c.transpose(0, 3, 1, 2)), a.numpy(), atol=allowed)
+
+
+@pytest.mark.parametrize(
+    ("in_", "kernel", "stride"),
+    [
+        (1, (5, 1), (3, 1)),
+        (24, (5, 1), (3, 1)),
+        (24, (3, 1), (1, 1)),
+        (2, (3, 9), (1, 1)),
+        (24, (3, 9), (1, 2)),
+        (24, (3, 3), (1, 1)),
+    ],
+)
+@pytest.mark.parametrize("size", [(7, 6), (8, 13)])
+def test_the_forms_on_the_cpu_are_convolutions(in_, kernel, stride, size):
+    conv = Conv2d(in_, 20, kernel, stride)
+    conv.bias = mx.random.normal((20,), key=mx.random.key(1))
+    x = mx.random.normal((2, *size, in_), key=mx.random.key(2))
+    weight = conv.weight_v / mx.sqrt(conv.weight_v.square().sum(axis=(1, 2, 3), keepdims=True))
+    expected = mx.conv2d(x, weight, stride, (kernel[0] // 2, kernel[1] // 2)) + conv.bias
+    np.testing.assert_allclose(np.array(conv(x)), np.array(expected), atol=1e-5)
 
 
 def test_weights_have_the_same_names_shapes_and_start(sides):

@@ -49,7 +49,7 @@ def run(found: Codec, options: CodecOptions, backend: Backend) -> Result:
     settings = {name: value for name, value in asdict(options).items() if name not in MAY_DIFFER}
     result = train(
         backend, model, replace(task, family=learner), options.training(), title=f"{found.name}: codec training",
-        identity=identity, settings=settings, precision=options.precision,
+        identity=identity, settings=settings,
     )  # fmt: skip
     for name, share in measured.improvements(options.output_dir).items():
         say(f"{name}: best validation loss {100 * share:.1f} % under its baseline")

@@ -197,10 +197,10 @@ class Counting:
 
 def test_the_first_updates_are_unquantised(side):
     inner = Counting()
-    step = Unquantised(inner, 2, side.backend)
+    step = Unquantised(inner, 2, side.backend, ("commitment",))
     batch = {"bypass": np.array([False, True])}
     step([batch], {"commitment": 0.5}, 1.0)
-    resumed = Unquantised(inner, 2, side.backend)
+    resumed = Unquantised(inner, 2, side.backend, ("commitment",))
     resumed.load_state(step.state())
     resumed([batch], {"commitment": 0.5}, 1.0)
     resumed([batch], {"commitment": 0.5}, 1.0)

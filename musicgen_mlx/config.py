@@ -40,6 +40,28 @@ class EncodecConfig:
         """Frames per second (50)."""
         return self.sample_rate_hz / self.frame_samples
 
+    @property
+    def encoder_halo(self) -> int:
+        """Frames of audio on either side that a frame before the encoder's LSTM depends on (1)."""
+        samples, unit = self.kernel // 2, 1
+        for ratio in reversed(self.ratios):
+            samples += unit * (self._residual_reach + -(-ratio // 2))
+            unit *= ratio
+        return -(-samples // self.frame_samples)
+
+    @property
+    def decoder_halo(self) -> int:
+        """Frames after the decoder's LSTM on either side that a frame of audio depends on (2)."""
+        samples, unit = self.last_kernel // 2, 1
+        for ratio in reversed(self.ratios):
+            samples += unit * (self._residual_reach + ratio)
+            unit *= ratio
+        return -(-samples // self.frame_samples)
+
+    @property
+    def _residual_reach(self) -> int:
+        return sum(self.residual_kernel // 2 * self.dilation_growth**i for i in range(self.residual_layers))
+
     def settings(self) -> dict[str, Any]:
         """The same as a plain dictionary, which is what `backends.layouts` knows of a codec."""
         return {**asdict(self), "ratios": list(self.ratios)}

@@ -120,12 +120,17 @@ class Decoder:
             twin.model, twin.sampler, twin.guided, twin.guidance = self.model, *key
 
             def step(weights: Any, *arguments: Any) -> tuple[mx.array, list[KeysValues]]:
-                twin.model.update(weights)
-                return twin._step(*arguments)
+                own = twin.model.parameters()
+                twin.model.update(weights)  # while it is traced, so that weights are arguments and no constants
+                try:
+                    return twin._step(*arguments)
+                finally:
+                    twin.model.update(own)
 
             kept.clear()
             kept[key] = mx.compile(step)
-        return lambda *arguments: kept[key](self.model.parameters(), *arguments)
+        weights = self.model.parameters()
+        return lambda *arguments: kept[key](weights, *arguments)
 
 
 def _grown(x: mx.array) -> mx.array:

@@ -21,6 +21,7 @@ from backends.mlx_backend.seanet import (
     through,
 )
 from musicgen_mlx.config import EncodecConfig
+from musicgen_mlx.growing import Growing
 
 CHUNK_S = 10  # longer audio goes through the convolutions in pieces of this length, so that memory stays bounded
 
@@ -68,7 +69,7 @@ class Encodec(nn.Module):
         def piece(start: int, stop: int) -> mx.array:
             return through(front, x[:, start * hop : stop * hop])
 
-        return through(back, self._in_pieces(piece, T, encoder_halo(self.config)))
+        return through(back, self._in_pieces(piece, T, self.config.encoder_halo))
 
     def synthesise(self, latents: mx.array) -> mx.array:
         """Latents (B, T, D) -> audio."""
@@ -76,7 +77,7 @@ class Encodec(nn.Module):
         x = through(front, latents)
         if self.training:
             return self._audio(through(back, x))
-        halo, hop = decoder_halo(self.config), self.config.frame_samples
+        halo, hop = self.config.decoder_halo, self.config.frame_samples
         return self._audio(self._in_pieces(lambda a, b: through(back, x[:, a:b]), x.shape[1], halo, rate=hop))
 
     def quantize(
@@ -130,9 +131,9 @@ class DecodeStream:
 
     def __init__(self, codec: Encodec):
         self.codec = codec
-        self.first, self.halo = codec.config.kernel // 2, decoder_halo(codec.config)
+        self.first, self.halo = codec.config.kernel // 2, codec.config.decoder_halo
         self.state: State = {}
-        self.latents, self.rows = _Growing(), _Growing()
+        self.latents, self.rows = (Growing(partial(mx.concatenate, axis=1)) for _ in range(2))
 
     @property
     def delay_frames(self) -> int:
@@ -158,52 +159,3 @@ class DecodeStream:
         hop = self.codec.config.frame_samples
         y = self.rows.certain(lambda piece: through(back, piece), self.halo, rate=hop, last=last)
         return None if y is None else self.codec._audio(y)
-
-
-class _Growing:
-    """A growing signal (B, T, C), of which only what is still needed is kept."""
-
-    def __init__(self) -> None:
-        self.kept: mx.array | None = None
-        self.start = 0  # of what is kept
-        self.done = 0  # frames whose output was returned
-
-    def append(self, x: mx.array) -> None:
-        self.kept = x if self.kept is None else mx.concatenate([self.kept, x], axis=1)
-
-    def certain(
-        self, layer: Callable[[mx.array], mx.array], halo: int, *, last: bool, rate: int = 1
-    ) -> mx.array | None:
-        """`layer`'s output, `rate` per frame, for the frames that became certain: those with `halo` after them."""
-        if self.kept is None:
-            return None
-        stop = self.start + self.kept.shape[1]
-        known = stop if last else max(self.done, stop - halo)
-        if known == self.done:
-            return None
-        y = layer(self.kept)[:, (self.done - self.start) * rate : (known - self.start) * rate]
-        drop = max(0, known - halo - self.start)
-        self.kept, self.start, self.done = self.kept[:, drop:], self.start + drop, known
-        return y
-
-
-def encoder_halo(config: EncodecConfig) -> int:
-    """Frames of audio on either side that a frame before the LSTM depends on."""
-    samples, unit = config.kernel // 2, 1
-    for ratio in reversed(config.ratios):
-        samples += unit * (_residual_reach(config) + -(-ratio // 2))
-        unit *= ratio
-    return -(-samples // config.frame_samples)
-
-
-def decoder_halo(config: EncodecConfig) -> int:
-    """Frames after the LSTM on either side that a frame of audio depends on."""
-    samples, unit = config.last_kernel // 2, 1
-    for ratio in reversed(config.ratios):
-        samples += unit * (_residual_reach(config) + ratio)
-        unit *= ratio
-    return -(-samples // config.frame_samples)
-
-
-def _residual_reach(config: EncodecConfig) -> int:
-    return sum(config.residual_kernel // 2 * config.dilation_growth**i for i in range(config.residual_layers))

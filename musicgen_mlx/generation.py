@@ -65,12 +65,19 @@ def predicted_steps(
 
 def decode_audio(model: MusicGen, codes: mx.array) -> mx.array:
     """Codes (B, K, T) -> audio (B, samples), or (B, samples, 2) for stereo, whose channels the codec takes apart."""
-    codec, channels = codec_of(model), model.config.channels
-    if channels == 1:
-        return codec.decode(codes)
+    channels = model.config.channels
+    return joined(codec_of(model).decode(sides(codes, channels)), channels)
+
+
+def sides(codes: mx.array, channels: int) -> mx.array:
+    """Codes (B, K, T) as the codec's own, (B channels, K / channels, T)."""
     B, K, T = codes.shape
-    sides = codes.reshape(B, K // channels, channels, T).swapaxes(1, 2).reshape(B * channels, K // channels, T)
-    return codec.decode(sides).reshape(B, channels, -1).swapaxes(1, 2)
+    return codes.reshape(B, K // channels, channels, T).swapaxes(1, 2).reshape(B * channels, K // channels, T)
+
+
+def joined(audio: mx.array, channels: int) -> mx.array:
+    """Audio (B channels, samples) -> (B, samples), or (B, samples, 2)."""
+    return audio if channels == 1 else audio.reshape(-1, channels, audio.shape[1]).swapaxes(1, 2)
 
 
 def encode_audio(model: MusicGen, audio: mx.array) -> mx.array:
@@ -78,6 +85,6 @@ def encode_audio(model: MusicGen, audio: mx.array) -> mx.array:
     codec, channels = codec_of(model), model.config.channels
     if channels == 1:
         return codec.encode(audio)
-    sides = mx.stack([audio, audio], axis=1) if audio.ndim == 2 else audio.swapaxes(1, 2)
-    codes = codec.encode(sides.reshape(-1, sides.shape[2]))
+    both = mx.stack([audio, audio], axis=1) if audio.ndim == 2 else audio.swapaxes(1, 2)
+    codes = codec.encode(both.reshape(-1, both.shape[2]))
     return codes.reshape(-1, channels, *codes.shape[1:]).swapaxes(1, 2).reshape(len(audio), -1, codes.shape[2])

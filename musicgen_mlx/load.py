@@ -1,4 +1,4 @@
-"""MusicGen from files: every published layout, and our own directories."""
+"""MusicGen on MLX from files: every published layout, and our own directories."""
 
 import json
 import shutil
@@ -8,13 +8,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from backends.atomic import write_atomically, write_text
-from backends.layouts import musicgen as layouts
-from backends.layouts.checkpoint import Checkpoint, find, find_companions, open_checkpoint
+from backends.layouts.checkpoint import Checkpoint
 from backends.mlx_backend import parameters
-from musicgen_mlx import companions, tiny
+from musicgen_mlx import companions, sources
 from musicgen_mlx.config import of_settings
 from musicgen_mlx.model import MusicGen
-from musicgen_mlx.names import KEYS
 
 
 def from_pretrained(
@@ -31,13 +29,25 @@ def from_pretrained(
     otherwise keep the file's; codec and text encoder stay as they are. Raises InputError that names the file and tensor
     that does not fit.
     """
-    if str(source) == "tiny":
-        model = tiny.model()
-    else:
-        model = _from_weights(find(KEYS.get(str(source), source), layouts.FAMILY, "--model"))
-    model.bring(codec=codec, text_encoder=text_encoder)
+    found = sources.found(source, codec, text_encoder)
+    model = of_checkpoint(found.model)
+    model._companions["codec_at"] = found.codec_at
+    if found.codec is not None:
+        model._companions["codec"] = companions.codec_from(found.codec)
+    if found.text is not None:
+        encoder = companions.text_encoder_from(found.text.checkpoint, found.text.tokenizer)
+        model._companions["text_encoder"] = encoder
     if dtype is not None:
         model.set_dtype(getattr(mx, dtype))
+    return model
+
+
+def of_checkpoint(checkpoint: Checkpoint) -> MusicGen:
+    """The model with these weights, in evaluation."""
+    model = MusicGen(of_settings(checkpoint.settings))
+    parameters.load(model, {name: mx.array(value) for name, value in checkpoint.ours.items()})
+    mx.eval(model.parameters())
+    model.eval()
     return model
 
 
@@ -58,31 +68,3 @@ def save_pretrained(model: MusicGen, folder: Path) -> None:
 def _save(path: Path, model: nn.Module) -> None:
     tensors = parameters.parameters(model)
     write_atomically(path, lambda staging: mx.save_safetensors(str(staging), tensors, {"format": "mlx"}))
-
-
-def _from_weights(path: Path) -> MusicGen:
-    """The model, with the codec and text encoder that are inside the weights or beside them."""
-    checkpoint = open_checkpoint(path, layouts.FAMILY)
-    found = find_companions(checkpoint, path)
-    own = {wanted.settings: found[wanted.family].settings for wanted in layouts.FAMILY.companions
-           if wanted.family in found}  # fmt: skip
-    model = MusicGen(of_settings({**checkpoint.settings, **own}))
-    _fill(model, checkpoint)
-    _bring(model, found, path)
-    return model
-
-
-def _bring(model: MusicGen, found: dict[str, Checkpoint], path: Path) -> None:
-    tokenizer, compressed = path.parent / "tokenizer.json", path.parent / "compression_state_dict.bin"
-    if "encodec" in found:
-        model._companions["codec"] = companions.codec_from(found["encodec"])
-    elif compressed.is_file() and (elsewhere := companions.pointer(compressed)):
-        model._companions["codec_source"] = elsewhere
-    if "t5" in found and tokenizer.is_file():
-        model._companions["text_encoder"] = companions.text_encoder_from(found["t5"], tokenizer)
-
-
-def _fill(model: MusicGen, checkpoint: Checkpoint) -> None:
-    parameters.load(model, {name: mx.array(value) for name, value in checkpoint.ours.items()})
-    mx.eval(model.parameters())
-    model.eval()

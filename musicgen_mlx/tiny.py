@@ -5,65 +5,72 @@ Drawn by NumPy, keyed by name.
 
 import zlib
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any
 
-import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
-from backends.mlx_backend.parameters import load, parameters
+from backends.layouts import encodec, musicgen, t5
+from backends.layouts.checkpoint import Checkpoint, read
+from backends.layouts.families import Family
 from musicgen_mlx.config import Condition, EncodecConfig, T5Config, musicgen_tiny
-from musicgen_mlx.encodec import Encodec
-from musicgen_mlx.model import MusicGen
-from musicgen_mlx.t5 import T5Encoder, TextEncoder
+
+if TYPE_CHECKING:
+    from musicgen_mlx.encodec import Encodec
+    from musicgen_mlx.model import MusicGen
+    from musicgen_mlx.t5 import TextEncoder
 
 TOKENIZER = Path(__file__).parent / "assets" / "tiny_tokenizer.json"
-M = TypeVar("M", bound=nn.Module)
 
 
-def model(condition: Condition = "cross", channels: int = 1) -> MusicGen:
-    """A `MusicGen(musicgen_tiny())` with its fixed weights, codec and text encoder."""
+def checkpoints(condition: Condition = "cross", channels: int = 1) -> dict[str, Checkpoint]:
+    """The model and what comes with it, by family."""
     config = musicgen_tiny(condition, channels)
-    made = _filled(MusicGen(config))
-    made._companions["codec"] = codec(config.encodec)
+    settings = config.settings()
+    found = {"musicgen": _drawn(musicgen.FAMILY, settings), "encodec": _drawn(encodec.FAMILY, settings["encodec"])}
+    return found if condition == "none" else {**found, "t5": _drawn(t5.FAMILY, settings["t5"])}
+
+
+def model(condition: Condition = "cross", channels: int = 1) -> "MusicGen":
+    """A `MusicGen(musicgen_tiny())` on MLX with its fixed weights, codec and text encoder."""
+    from musicgen_mlx.load import of_checkpoint
+
+    made = of_checkpoint(checkpoints(condition, channels)["musicgen"])
+    made._companions["codec"] = codec(made.config.encodec)
     if condition != "none":
-        made._companions["text_encoder"] = text_encoder(config.t5)
+        made._companions["text_encoder"] = text_encoder(made.config.t5)
     return made
 
 
-def codec(config: EncodecConfig) -> Encodec:
-    """The codec of `musicgen_tiny` with its fixed weights, frozen."""
-    made = _filled(Encodec(config))
-    made.freeze()
-    return made
+def codec(config: EncodecConfig) -> "Encodec":
+    """The codec of `musicgen_tiny` on MLX with its fixed weights, frozen."""
+    from musicgen_mlx.companions import codec_from
+
+    return codec_from(_drawn(encodec.FAMILY, config.settings()))
 
 
-def text_encoder(config: T5Config) -> TextEncoder:
-    """The text encoder of `musicgen_tiny` with its fixed weights, frozen."""
-    made = _filled(T5Encoder(config))
-    made.freeze()
-    return TextEncoder(made, TOKENIZER)
+def text_encoder(config: T5Config) -> "TextEncoder":
+    """The text encoder of `musicgen_tiny` on MLX with its fixed weights, frozen."""
+    from dataclasses import asdict
+
+    from musicgen_mlx.companions import text_encoder_from
+
+    return text_encoder_from(_drawn(t5.FAMILY, asdict(config)), TOKENIZER)
 
 
-def _filled(module: M) -> M:
-    drawn = {name: mx.array(_draw(name, value)) for name, value in parameters(module).items()}
-    load(module, drawn)
-    mx.eval(module.parameters())
-    module.eval()
-    return module
+def _drawn(family: Family, settings: dict[str, Any]) -> Checkpoint:
+    tensors = {name: _draw(name, shape) for name, shape in family.shapes(settings).items()}
+    return read(family, tensors, settings, "tiny")
 
 
-def _draw(name: str, like: mx.array) -> np.ndarray:
-    """Norms and usages as they are made, biases zero, other weights normal with variance 1 / fan-in.
+def _draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Norms and usages one, biases zero, other weights normal with variance 1 / fan-in.
 
     Weight norm's g makes each output channel's filter one long.
     """
-    if name.endswith("weight_g"):
-        return np.ones(like.shape, np.float32)
-    if name.endswith("cluster_usage") or (like.ndim == 1 and "norm" in name):
-        return np.array(like)
-    if like.ndim == 1:
-        return np.zeros(like.shape, np.float32)
+    if name.endswith(("weight_g", "cluster_usage")) or (len(shape) == 1 and name.endswith("weight")):
+        return np.ones(shape, np.float32)
+    if len(shape) == 1:
+        return np.zeros(shape, np.float32)
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    scale = 1.0 if "emb" in name else int(np.prod(like.shape[1:])) ** -0.5
-    return (scale * rng.standard_normal(like.shape)).astype(np.float32)
+    scale = 1.0 if "emb" in name else int(np.prod(shape[1:])) ** -0.5
+    return (scale * rng.standard_normal(shape)).astype(np.float32)

@@ -49,16 +49,24 @@ def predicted_steps(
 @torch.inference_mode()
 def decode_audio(codec: Any, codes: torch.Tensor, channels: int = 1) -> torch.Tensor:
     """Codes (B, K, T) -> audio (B, samples), or (B, samples, 2) for stereo, whose channels the codec takes apart."""
+    return joined(codec.decode(sides(codes, channels)[None], [None]).audio_values[:, 0], channels)
+
+
+def sides(codes: torch.Tensor, channels: int) -> torch.Tensor:
+    """Codes (B, K, T) as the codec's own, (B channels, K / channels, T)."""
     B, K, T = codes.shape
-    sides = codes.reshape(B, K // channels, channels, T).transpose(1, 2).reshape(1, B * channels, K // channels, T)
-    audio = codec.decode(sides, [None]).audio_values[:, 0].reshape(B, channels, -1)
-    return audio[:, 0] if channels == 1 else audio.transpose(1, 2)
+    return codes.reshape(B, K // channels, channels, T).transpose(1, 2).reshape(B * channels, K // channels, T)
+
+
+def joined(audio: torch.Tensor, channels: int) -> torch.Tensor:
+    """Audio (B channels, samples) -> (B, samples), or (B, samples, 2)."""
+    return audio if channels == 1 else audio.reshape(-1, channels, audio.shape[1]).transpose(1, 2)
 
 
 @torch.inference_mode()
 def encode_audio(codec: Any, audio: torch.Tensor, channels: int = 1) -> torch.Tensor:
     """Audio (B, samples) or (B, samples, 2) -> codes (B, K, T); stereo models take mono for both sides."""
-    sides = audio[:, None].expand(-1, channels, -1) if audio.ndim == 2 else audio.transpose(1, 2)
-    B, _, samples = sides.shape
-    codes = codec.encode(sides.reshape(B * channels, 1, samples)).audio_codes[0]
+    both = audio[:, None].expand(-1, channels, -1) if audio.ndim == 2 else audio.transpose(1, 2)
+    B, _, samples = both.shape
+    codes = codec.encode(both.reshape(B * channels, 1, samples)).audio_codes[0]
     return codes.reshape(B, channels, *codes.shape[1:]).transpose(1, 2).reshape(B, -1, codes.shape[2])

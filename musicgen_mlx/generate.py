@@ -1,0 +1,129 @@
+"""Make music from descriptions, or from nothing.
+
+    python -m musicgen_mlx.generate --model small --prompt "liquid drum and bass" --duration 10 --output out.wav
+
+The importable function is `musicgen_mlx.generate`; its home is `musicgen_mlx.music`. Importing this module puts the
+module in the function's place in the package, so the module can be called like the function.
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+from tyro.conf import UseAppendAction
+
+from backends import cli
+from backends.data import audio
+from backends.errors import InputError
+from musicgen_mlx.engines import load_engine
+from musicgen_mlx.music import Engine, Request, Sampling, generate, read_prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """Make music from descriptions, or from nothing."""
+
+    model: str = "small"
+    """A directory, a weights file, a Hub id, a key (small, medium, large, melody, melody-large, each also as stereo-*,
+    micro-jungle, micro-acid), or tiny (random, for trying things out)."""
+    prompt: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """What it should sound like; given several times it makes a batch. Without one the model makes what it likes."""
+    samples: int = 1
+    """How many to make of each prompt."""
+    output: Path = Path("output.wav")
+    """The file to write (.wav, .flac, .ogg or .mp3); several are numbered: output_0.wav, output_1.wav."""
+    duration: float = 10.0
+    """Seconds, those of --continue-from included. More than 30 are made by windows of 30 that overlap by 12."""
+    continue_from: Path | None = None
+    """A recording that the music begins with and goes on from."""
+    guidance: float = 3.0
+    """How strongly the prompt pulls; 1 is not at all, and twice as fast."""
+    temperature: float = 1.0
+    """0 always takes the likeliest code."""
+    top_k: int = 250
+    """Draw among so many likeliest codes; 0: all."""
+    top_p: float = 0.0
+    """Draw among the likeliest codes with this total probability; 0: off."""
+    seed: int | None = None
+    """Makes the result repeatable: item i is made from seed + i, whatever else is in its batch."""
+    codec: str | None = None
+    """EnCodec: a file, a directory or a Hub id; default: the one with the model, else facebook/encodec_32khz."""
+    text_encoder: str | None = None
+    """A T5's directory, with tokenizer.json, or Hub id; default: the one with the model, else google-t5/t5-base."""
+    backend: Literal["auto", "mlx", "torch"] = "auto"
+    """auto: MLX where it has a GPU, else PyTorch with CUDA, else MLX."""
+    device: str | None = None
+    """PyTorch's device, e.g. cuda:0 or cpu."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type of the model's weights; default: the file's on MLX, float32 on PyTorch."""
+    bits: Literal[4, 8] | None = None
+    """Quantise the model's weights to so many bits (MLX)."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise InputError(f"--samples {self.samples}: expected at least 1")
+
+    def engine(self) -> Engine:
+        """Load the model."""
+        return load_engine(
+            self.model, self.backend, self.device, codec=self.codec, text_encoder=self.text_encoder, dtype=self.dtype,
+            bits=self.bits,
+        )  # fmt: skip
+
+    def request(self, engine: Engine) -> Request:
+        """What to make with it."""
+        prompts = [prompt or None for prompt in self.prompt or ("",) for _ in range(self.samples)]
+        first = int(np.random.SeedSequence().generate_state(1)[0]) if self.seed is None else self.seed
+        given = None if self.continue_from is None else read_prompt(self.continue_from, engine.config)
+        return Request(
+            prompts=prompts,
+            seeds=[first + index for index in range(len(prompts))],
+            duration_s=self.duration,
+            guidance=self.guidance,
+            sampling=Sampling(self.temperature, self.top_k, self.top_p),
+            continue_from=given,
+        )
+
+
+def main(options: GenerateOptions) -> None:
+    """Generate, write the files and say how long it took."""
+    engine = options.engine()
+    request = options.request(engine)
+    started = time.perf_counter()
+    total = round(options.duration * engine.config.encodec.frame_hz)
+    with tqdm(total=total, desc="frames", unit="frame") as bar:
+        sound = generate(engine, request, progress=lambda made: bar.update(made - bar.n))
+    elapsed = time.perf_counter() - started
+    rate = engine.config.encodec.sample_rate_hz
+    paths = _paths(options.output, len(sound))
+    for path, one in zip(paths, sound, strict=True):
+        audio.write(path, one.T if one.ndim == 2 else one, rate)
+    seconds = sound.shape[1] / rate
+    names = ", ".join(map(str, paths))
+    each = f"{len(paths)} x " if len(paths) > 1 else ""
+    print(
+        f"{names}: {each}{seconds:.2f} s of audio in {elapsed:.2f} s "
+        f"(real-time factor {elapsed / (seconds * len(paths)):.2f}), peak memory {engine.memory().peak / 1e9:.2f} GB"
+    )
+
+
+def _paths(output: Path, count: int) -> list[Path]:
+    if count == 1:
+        return [output]
+    return [output.with_name(f"{output.stem}_{index}{output.suffix}") for index in range(count)]
+
+
+class _Callable(ModuleType):
+    def __call__(self, *arguments: Any, **options: Any) -> np.ndarray:
+        return generate(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Callable
+
+if __name__ == "__main__":
+    cli.run(main, GenerateOptions)

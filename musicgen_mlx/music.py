@@ -1,0 +1,166 @@
+"""Music from prompts, on either backend: batches, continuation, longer than a window, whole or as a stream.
+
+What is native is an engine (`musicgen_mlx.mlx_engine`, `musicgen_mlx.torch_engine`); here are only NumPy arrays.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import audiofile
+import numpy as np
+
+from backends.base import Memory
+from backends.data import audio as audio_files
+from backends.errors import InputError
+from backends.seeds import mix
+from musicgen_mlx import pattern
+from musicgen_mlx.config import MusicGenConfig
+from musicgen_mlx.known import first_unknown, known_steps, windows
+
+WINDOW_S = 30.0  # what the published models were trained on
+STRIDE_S = 18.0  # how far a longer music moves on with each window: audiocraft's extend_stride
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How codes are chosen: audiocraft's defaults. Temperature 0 is greedy, top_k and top_p 0 are off."""
+
+    temperature: float = 1.0
+    top_k: int = 250
+    top_p: float = 0.0
+
+
+class Stream(Protocol):
+    """Codes to audio as they come."""
+
+    def push(self, codes: np.ndarray) -> np.ndarray | None: ...
+    def finish(self) -> np.ndarray | None: ...
+
+
+class Engine(Protocol):
+    """A model with its codec and text encoder on one backend. Codes are (B, K, T), audio (B, samples[, 2])."""
+
+    name: str
+    config: MusicGenConfig
+
+    def said(self, prompts: Sequence[str | None]) -> Any: ...
+    def steps(
+        self, laid: np.ndarray, said: Any, seeds: Sequence[int], sampling: Sampling, guidance: float
+    ) -> Iterator[np.ndarray]: ...
+    def encode(self, audio: np.ndarray) -> np.ndarray: ...
+    def decode(self, codes: np.ndarray) -> np.ndarray: ...
+    def stream(self) -> Stream: ...
+    def memory(self) -> Memory: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to make. An item's codes depend on its own prompt and seed only, not on its batch.
+
+    `prompts` holds a description per item, None for none; `seeds` a seed per item. `duration_s` is the length of all,
+    `continue_from` (samples,) or (samples, 2) included, which is the beginning of every item.
+    """
+
+    prompts: Sequence[str | None]
+    seeds: Sequence[int]
+    duration_s: float = 10.0
+    guidance: float = 3.0
+    sampling: Sampling = Sampling()
+    continue_from: np.ndarray | None = None
+    window_s: float = WINDOW_S
+    stride_s: float = STRIDE_S
+
+    def __post_init__(self) -> None:
+        if len(self.prompts) != len(self.seeds) or not self.prompts:
+            raise InputError(f"{len(self.prompts)} prompts and {len(self.seeds)} seeds: expected one seed for each")
+        if not 0 < self.duration_s < float("inf"):
+            raise InputError(f"duration {self.duration_s}: expected seconds above 0")
+        if not 0 < self.stride_s < self.window_s:
+            raise InputError(f"stride {self.stride_s} s: expected more than 0, less than the {self.window_s} s window")
+
+
+def generate(engine: Engine, request: Request, progress: Callable[[int], object] | None = None) -> np.ndarray:
+    """Audio (B, samples), or (B, samples, 2) of a stereo model; `progress` gets the number of new frames so far."""
+    parts, made = [], 0
+    for part in frames(engine, request):
+        parts.append(part)
+        made += part.shape[2] if len(parts) > 1 or request.continue_from is None else 0
+        if progress:
+            progress(made)
+    return engine.decode(np.concatenate(parts, axis=2))
+
+
+def stream_generate(engine: Engine, request: Request, chunk_s: float = 0.5) -> Iterator[np.ndarray]:
+    """As `generate`, but yield the audio in chunks of about `chunk_s` as soon as they are certain.
+
+    The chunks, joined, are what `generate` returns, to within 1e-4. They are behind the codes by a few frames (0.1 s).
+    """
+    stream, waiting = engine.stream(), []
+    size = max(1, round(chunk_s * engine.config.encodec.frame_hz))
+    for part in frames(engine, request):
+        waiting.append(part)
+        if sum(codes.shape[2] for codes in waiting) >= size:
+            yield from _some(stream.push(np.concatenate(waiting, axis=2)))
+            waiting.clear()
+    if waiting:
+        yield from _some(stream.push(np.concatenate(waiting, axis=2)))
+    yield from _some(stream.finish())
+
+
+def frames(engine: Engine, request: Request) -> Iterator[np.ndarray]:
+    """The codes (B, K, n) of a request as they become whole, those of `continue_from` first."""
+    config, hz = engine.config, engine.config.encodec.frame_hz
+    given = _given(engine, request)
+    total, longest = round(request.duration_s * hz), round(request.window_s * hz)
+    if total <= given.shape[2]:
+        raise InputError(
+            f"duration {request.duration_s:g} s: continue_from alone lasts {given.shape[2] / hz:g} s; ask for more"
+        )
+    said = engine.said(request.prompts)
+    if given.shape[2]:
+        yield given
+    done = given
+    for index, window in enumerate(windows(total, given.shape[2], longest, round(request.stride_s * hz))):
+        context = done[:, :, done.shape[2] - window.context :]
+        laid = known_steps(config, len(request.seeds), window.frames, context)
+        seeds = [mix(seed, index) if index else seed for seed in request.seeds]
+        parts = []
+        for part in _whole(config, laid, engine.steps(laid, said, seeds, request.sampling, request.guidance)):
+            parts.append(part)
+            yield part
+        done = np.concatenate([context, *parts], axis=2)
+
+
+def read_prompt(path: Path, config: MusicGenConfig) -> np.ndarray:
+    """A recording for `continue_from`: (samples,), or (samples, 2) of a stereo model, at the codec's rate."""
+    rate = config.encodec.sample_rate_hz
+    mono = audio_files.read(path, rate)  # also checks the file
+    if config.channels == 1:
+        return mono
+    signal, file_rate = audiofile.read(str(path), always_2d=True, dtype="float32")
+    both = signal if len(signal) == 2 else np.stack([signal.mean(axis=0)] * 2)
+    return np.stack([audio_files.prepare(side, int(file_rate), rate, source=str(path)) for side in both], axis=1)
+
+
+def _given(engine: Engine, request: Request) -> np.ndarray:
+    """The codes (B, K, P) that every item begins with."""
+    if request.continue_from is None:
+        return np.zeros((len(request.seeds), engine.config.codebooks, 0), np.int32)
+    return np.repeat(engine.encode(np.asarray(request.continue_from, np.float32)[None]), len(request.seeds), axis=0)
+
+
+def _whole(config: MusicGenConfig, laid: np.ndarray, steps: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Steps as they come -> the new frames (B, K, 1) that each of them completes."""
+    first, late = first_unknown(laid), max(config.delays)
+    columns = [laid[:, :, step] for step in range(first)]
+    for step in steps:
+        columns.append(step)
+        if len(columns) > first + late:
+            yield pattern.reverted(np.stack(columns[-late - 2 :], axis=2), config.delays)
+
+
+def _some(audio: np.ndarray | None) -> Iterator[np.ndarray]:
+    if audio is not None:
+        yield audio

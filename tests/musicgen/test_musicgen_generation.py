@@ -1,0 +1,222 @@
+"""Music on MLX and PyTorch: batches, seeds, windows, streams, guidance, quantised weights, and the command."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from backends import cli
+from backends.data import audio
+from backends.errors import InputError
+from backends.mlx_backend.sampling import Sampler
+from musicgen_mlx import Request, condition, decode, load_engine, music, stream_generate
+from musicgen_mlx.generate import GenerateOptions, main
+from musicgen_mlx.generation import generate_codes
+from musicgen_mlx.known import Window, first_unknown, known_steps, windows
+from musicgen_mlx.load import save_pretrained
+from musicgen_mlx.mlx_engine import Engine
+from musicgen_mlx.music import Sampling, frames, generate
+from musicgen_mlx.tiny import model
+
+ROOT = Path(__file__).parents[2]
+SAMPLING = Sampling(temperature=1.0, top_k=20)
+
+
+@pytest.fixture(scope="module", params=["mlx", "torch"])
+def engine(request):
+    return load_engine("tiny", request.param, "cpu" if request.param == "torch" else None)
+
+
+@pytest.fixture(scope="module")
+def stereo():
+    return Engine(model(channels=2))
+
+
+def made(engine, **options) -> np.ndarray:
+    request = {"prompts": [None], "seeds": [3], "duration_s": 0.4, "sampling": SAMPLING, **options}
+    return generate(engine, Request(**request))
+
+
+def codes(engine, **options) -> np.ndarray:
+    request = {"prompts": [None], "seeds": [3], "duration_s": 0.4, "sampling": SAMPLING, **options}
+    return np.concatenate(list(frames(engine, Request(**request))), axis=2)
+
+
+def test_an_item_depends_on_its_prompt_and_seed_only(engine):
+    prompts, seeds = ["jungle with a long bass line", None, "piano"], [1, 2, 3]
+    together = codes(engine, prompts=prompts, seeds=seeds)
+    assert together.shape == (3, 4, 20)
+    for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        np.testing.assert_array_equal(codes(engine, prompts=[prompt], seeds=[seed])[0], together[index])
+    assert (codes(engine, prompts=["piano"], seeds=[4])[0] != together[2]).any()
+
+
+def test_both_backends_make_the_same_music():
+    """Greedily; noise is each framework's own."""
+    greedy = Sampling(temperature=0)
+    mlx, torch = (load_engine("tiny", name, "cpu" if name == "torch" else None) for name in ("mlx", "torch"))
+    options = {"prompts": ["jungle", None], "seeds": [0, 0], "sampling": greedy}
+    np.testing.assert_array_equal(codes(mlx, **options), codes(torch, **options))
+    np.testing.assert_allclose(made(mlx, **options), made(torch, **options), atol=1e-4)
+
+
+def test_streamed_music_is_the_whole_in_pieces(engine):
+    request = Request(prompts=["jungle", None], seeds=[1, 2], duration_s=0.6, sampling=SAMPLING)
+    pieces = list(stream_generate(engine, request, chunk_s=0.1))
+    assert len(pieces) >= 5
+    whole = generate(engine, request)
+    joined = np.concatenate(pieces, axis=1)
+    assert joined.shape == whole.shape == (2, round(0.6 * 32_000))
+    assert np.abs(joined - whole).max() <= 1e-4
+
+
+def test_stereo_streams_too(stereo):
+    request = Request(prompts=["jungle"], seeds=[1], duration_s=0.3, sampling=SAMPLING)
+    whole, pieces = generate(stereo, request), list(stream_generate(stereo, request, chunk_s=0.1))
+    assert whole.shape == (1, 9600, 2)
+    assert np.abs(np.concatenate(pieces, axis=1) - whole).max() <= 1e-4
+
+
+def test_continuation_keeps_the_beginning(engine):
+    given = 0.3 * np.random.default_rng(0).standard_normal(640 * 8).astype(np.float32)
+    begun = engine.encode(given[None])
+    continued = codes(engine, prompts=[None, "jungle"], seeds=[1, 2], continue_from=given)
+    assert continued.shape == (2, 4, 20)
+    np.testing.assert_array_equal(continued[:, :, :8], np.repeat(begun, 2, axis=0))
+    with pytest.raises(InputError, match=r"continue_from alone lasts 0\.16 s"):
+        made(engine, duration_s=0.1, continue_from=given)
+
+
+def test_a_music_longer_than_a_window_goes_on(engine):
+    """Windows of 10 frames that overlap by 4, each with noise of its own."""
+    options = {"duration_s": 0.5, "window_s": 0.2, "stride_s": 0.12}
+    long = codes(engine, **options)
+    assert long.shape == (1, 4, 25)
+    assert (long < engine.config.entries).all()
+    np.testing.assert_array_equal(long[:, :, :10], codes(engine, duration_s=0.2))
+    assert (long[:, :, 4:10] != long[:, :, 10:16]).any()
+
+
+@pytest.mark.parametrize(
+    ("total", "given", "expected"),
+    [
+        (10, 0, [Window(0, 10)]),
+        (10, 7, [Window(7, 10)]),
+        (25, 0, [Window(0, 10), Window(4, 10), Window(4, 10), Window(4, 7)]),
+        (12, 9, [Window(4, 7)]),
+        (12, 2, [Window(2, 10), Window(4, 6)]),
+    ],
+)
+def test_windows(total, given, expected):
+    assert list(windows(total, given, longest=10, stride=6)) == expected
+    assert given + sum(window.frames - window.context for window in expected) == total
+
+
+def test_what_is_known_before():
+    config = model("none").config
+    fresh = known_steps(config, 1, 5)
+    assert first_unknown(fresh) == 1
+    begun = known_steps(config, 1, 5, np.zeros((1, 4, 2), int))
+    assert first_unknown(begun) == 3
+    assert (begun[0, 3] == [64, 64, 64, 64, 0, 0, -1, -1, -1]).all()
+
+
+def test_guidance_costs_nothing_where_it_changes_nothing():
+    """No prompt, or a factor of 1: the batch is not doubled. Otherwise it is, and the codes change."""
+    for said, guidance, doubled in ((None, 3.0, False), ("jungle", 1.0, False), ("jungle", 3.0, True)):
+        ours = model()
+        run = decode.Decoder(ours, Sampler(0), [0], condition.from_texts(ours, [said]), guidance)
+        laid = known_steps(ours.config, 1, 5)
+        run.start(laid[:, :, :1], laid[:, :, 1])
+        assert run.guided is doubled
+        assert run.caches[0][0].shape[0] == 1 + doubled
+    engine = Engine(model())
+    one, three = (codes(engine, prompts=["jungle"], guidance=factor) for factor in (1.0, 3.0))
+    assert (one != three).any()
+
+
+def test_melody_models_make_music_in_batches():
+    ours = Engine(model("prepend"))
+    prompts, seeds = ["jungle with a long bass line", None, "piano"], [1, 2, 3]
+    together = codes(ours, prompts=prompts, seeds=seeds)
+    for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        np.testing.assert_array_equal(codes(ours, prompts=[prompt], seeds=[seed])[0], together[index])
+
+
+def test_caches_grow():
+    """Past 256 steps, as in one pass over all steps."""
+    ours = model("none")
+    got = generate_codes(ours, 300, sampler=Sampler(0), seeds=[0])
+    from musicgen_mlx import pattern
+
+    laid = pattern.delayed(np.array(got), ours.config.delays, 64)
+    again = mx.argmax(ours(mx.array(laid[:, :, :-1])), axis=-1)
+    valid = pattern.valid(300, ours.config.delays)[:, 1:]
+    assert ((np.array(again)[0] == laid[0, :, 1:]) | ~valid).mean() > 0.999
+
+
+@pytest.mark.compiles
+def test_the_compiled_step_is_the_same():
+    code = (
+        "import backends, numpy as np, mlx.core as mx;"
+        "from musicgen_mlx.tiny import model; from musicgen_mlx import condition;"
+        "from musicgen_mlx.generation import generate_codes;"
+        "m = model(); c = condition.from_texts(m, ['jungle', None]);"
+        "a, b = (generate_codes(m, 12, c, seeds=[1, 2], compile=on) for on in (True, False));"
+        "assert mx.array_equal(a, b), (a, b)"
+    )
+    compiling = {name: value for name, value in os.environ.items() if name != "MLX_DISABLE_COMPILE"}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=compiling)
+
+
+def test_quantised_weights_and_half_precision():
+    for options in ({"bits": 8}, {"bits": 4}, {"dtype": "bfloat16"}, {"dtype": "float16"}):
+        engine = load_engine("tiny", "mlx", **options)
+        assert np.isfinite(made(engine, prompts=["jungle"])).all()
+    for dtype in ("bfloat16", "float16"):
+        engine = load_engine("tiny", "torch", "cpu", dtype=dtype)
+        assert np.isfinite(made(engine, prompts=["jungle"])).all()
+    with pytest.raises(InputError, match="--bits"):
+        load_engine("tiny", "torch", "cpu", bits=4)
+
+
+@pytest.mark.parametrize("backend", ["mlx", "torch"])
+def test_the_command_writes_files_and_says_how_long_it_took(tmp_path, capsys, backend):
+    where = ["--device", "cpu"] if backend == "torch" else []
+    argv = ["--model", "tiny", "--prompt", "jungle", "--prompt", "piano", "--duration", "0.4", "--seed", "1",
+            "--backend", backend, *where, "--output", str(tmp_path / "out.wav")]  # fmt: skip
+    cli.run(main, GenerateOptions, argv)
+    line = capsys.readouterr().out.strip()
+    assert line.startswith(f"{tmp_path / 'out_0.wav'}, {tmp_path / 'out_1.wav'}: 2 x 0.40 s of audio in ")
+    assert "real-time factor" in line
+    assert "peak memory" in line
+    for name in ("out_0.wav", "out_1.wav"):
+        assert audio.read(tmp_path / name, 32_000).size == 12_800
+    argv = ["--model", "tiny", "--duration", "0.5", "--seed", "1", "--backend", backend, *where, "--continue-from",
+            str(tmp_path / "out_0.wav"), "--output", str(tmp_path / "more.wav")]  # fmt: skip
+    cli.run(main, GenerateOptions, argv)
+    assert audio.read(tmp_path / "more.wav", 32_000).size == 16_000
+
+
+def test_a_model_without_a_condition_needs_no_prompt(tmp_path, capsys):
+    save_pretrained(model("none"), tmp_path / "micro")
+    argv = ["--model", str(tmp_path / "micro"), "--samples", "2", "--duration", "0.2", "--backend", "mlx", "--output",
+            str(tmp_path / "out.wav")]  # fmt: skip
+    cli.run(main, GenerateOptions, argv)
+    assert (tmp_path / "out_1.wav").is_file()
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main, GenerateOptions, [*argv, "--prompt", "jungle"])
+    assert stop.value.code == 2
+    assert "leave the prompt out" in capsys.readouterr().err
+
+
+def test_requests_are_checked():
+    with pytest.raises(InputError, match="one seed for each"):
+        Request(prompts=["a", "b"], seeds=[1])
+    with pytest.raises(InputError, match="stride"):
+        Request(prompts=["a"], seeds=[1], stride_s=40)
+    assert music.WINDOW_S == 30

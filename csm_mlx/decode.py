@@ -63,8 +63,16 @@ class ModulePath:
     def step(
         self, frame: mx.array, caches: Caches, taken: mx.array, pick: Pick, inputs: Any = None
     ) -> tuple[mx.array, Caches]:
-        if inputs is not None:
-            self.model.update(inputs)
+        if inputs is None:
+            return self._step(frame, caches, taken, pick)
+        own = self.model.parameters()
+        self.model.update(inputs)  # while it is traced, so that weights are arguments and no constants
+        try:
+            return self._step(frame, caches, taken, pick)
+        finally:
+            self.model.update(own)
+
+    def _step(self, frame: mx.array, caches: Caches, taken: mx.array, pick: Pick) -> tuple[mx.array, Caches]:
         visible = mx.arange(caches[0][0].shape[2]) <= taken
         layers = [FixedCache(keys, values, taken, visible) for keys, values in caches]
         hidden = self.model.backbone(self.model.embed_frames(frame)[:, None], layers)[:, -1]

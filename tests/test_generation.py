@@ -220,6 +220,7 @@ def test_one_look_per_frame(model, monkeypatch):
 @pytest.mark.compiles
 def test_compiled_frames_equal_eager_ones():
     code = """
+import mlx.nn as nn
 import numpy as np
 from backends.mlx_backend.sampling import Sampler
 from csm_mlx import CSM
@@ -231,6 +232,9 @@ def frames(compile):
     while len(made) < 8:
         made.append(run.advance(made[-1]))
     return np.concatenate([np.array(frame) for frame in made])
+assert (frames(False) == frames(True)).all()
+# Through the modules, as quantised or adapted models go.
+nn.quantize(model, 64, 8, class_predicate=lambda _, m: isinstance(m, nn.Linear) and m.weight.shape[-1] % 64 == 0)
 assert (frames(False) == frames(True)).all()
 """
     subprocess.run([sys.executable, "-c", code], check=True, env=_compiling())

@@ -7,7 +7,6 @@ python -m snac_port.finetune --config configs/phase10_revolab_all.json --ddp
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from backends import cli, get
 from backends.base import Backend, Hooks, Section, TrainStep
 from backends.data import segments
 from backends.data.codes import CodeCache, default_cache
-from backends.errors import InputError
 from backends.training import baselines, codec, launch, usage
-from backends.training.curriculum import Stage, stages
+from backends.training.adversary import against
+from backends.training.curriculum import Stage, check_lengths, stages
 from backends.training.loop import Result, train
-from backends.training.rvq_codec import Unquantised
+from backends.training.rvq_codec import unquantised_first
 from snac_port import loss
 from snac_port.finetune_options import FinetuneOptions
 from snac_port.load import from_pretrained, save
@@ -55,11 +54,11 @@ def finetune(options: FinetuneOptions) -> Result:
     )
     for stage in task.plan.stages:
         say(f"baseline at {stage.name}: validation loss {measured.values[stage.name]['val_loss']:.4f}")
-    task = replace(task, family=replace(family, hooks=_hooks(options, backend, model, family, task, measured)))
+    task = replace(task, family=_learner(options, backend, model, family, task, measured))
     settings = {name: value for name, value in asdict(options).items() if name not in _MAY_DIFFER}
     result = train(
         backend, model, task, options.training(), title=f"SNAC: {options.experiment_name}", identity=identity,
-        settings={**settings, "schedule": "cosine"}, precision=options.precision,
+        settings={**settings, "schedule": "cosine"},
     )  # fmt: skip
     for name, share in measured.improvements(options.output_dir).items():
         say(f"{name}: best validation loss {100 * share:.1f} % under its baseline")
@@ -117,16 +116,11 @@ def _cache(backend: Backend, model: Any, paths: Sequence[Path]) -> CodeCache:
 
 
 def _check_lengths(made: Sequence[Stage], options: FinetuneOptions, rate_hz: int) -> None:
-    """Spectra are centred on a segment's first sample, so that half a window is reflected there."""
     windows = {f"--n-ffts {max(options.n_ffts)}": max(options.n_ffts)}
     if options.mel_weight:
         windows["--mel-weight, whose largest window is 2048,"] = 2048
-    for (option, window), stage in product(windows.items(), made):
-        if round(stage.length_s * rate_hz) <= window // 2:
-            raise InputError(
-                f"{option} needs segments longer than {window / 2 / rate_hz:.2f} s, a stage has {stage.length_s} s: "
-                "give longer segments, smaller n_ffts or no mel term"
-            )
+    plan = options.adversary()
+    check_lengths(made, rate_hz, windows, adversary=plan.spec.least_samples if plan else 0)
 
 
 def _exporter(options: FinetuneOptions) -> Any:
@@ -145,30 +139,34 @@ def _exporter(options: FinetuneOptions) -> Any:
     return export
 
 
-def _hooks(
+def _learner(
     options: FinetuneOptions, backend: Backend, model: Any, family: SNACFamily, task: codec.CodecTask,
     measured: baselines.Baselines,
-) -> Hooks:  # fmt: skip
-    held_out = [recording.path for recording in (task.held_out or task.train).recordings]
+) -> codec.Family:  # fmt: skip
+    """The family with everything that only training needs: a start of the codebooks, an adversary, the report."""
+    held_out, training = [recording.path for recording in (task.held_out or task.train).recordings], options.training()
 
     def sections(model: Any) -> list[Section]:
         counts = count_codes(model, held_out, family.cache)
         return [measured.section(options.output_dir), usage.section(counts, "recordings to validate on")]
 
-    hooks = Hooks(judged=measured.judged, sections=sections)
-    if not options.quantize_after:
-        return hooks
-
     def make_step() -> TrainStep:
-        training = options.training()
-        step = backend.train_step(
+        return backend.train_step(
             model, family.terms, training.optim(), seed=training.seed, compile=backend.has_gpu,
             precision=options.precision,
         )  # fmt: skip
-        return Unquantised(step, options.quantize_after, backend, family.loss.quantiser_terms)
 
-    start = starter(task.train, model.config.codebook_size, options.quantize_after, options.random_seed)
-    return replace(hooks, make_step=make_step, after_step=start)
+    hooks = Hooks(judged=measured.judged, sections=sections, make_step=make_step)
+    if after := options.quantize_after:
+        start = starter(task.train, model.config.codebook_size, after, training.seed)
+        hooks = replace(hooks, after_step=start)
+    learner: codec.Family = replace(family, hooks=hooks)
+    if plan := options.adversary():
+        learner = against(
+            replace(family, hooks=hooks), backend, model, plan, optim=training.optim(),
+            learning_rate=options.learning_rate, seed=training.seed, precision=options.precision,
+        )  # fmt: skip
+    return unquantised_first(learner, after, backend, family.loss.quantiser_terms) if after else learner
 
 
 def _describe(options: FinetuneOptions, backend: Backend, model: Any, task: codec.CodecTask) -> str:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from backends.base import Precision, Window
 from backends.errors import InputError
+from backends.training.adversary import AdversaryPlan
 from backends.training.options import TrainOptions
 
 
@@ -84,7 +85,7 @@ class FinetuneOptions:
     quantize_after: int = 0
     """Updates without quantisation, then k-means starts the codebooks: for training from random weights."""
     adversarial: bool = False
-    """Train against DAC's discriminators too; about nine times the work."""
+    """Train against DAC's discriminators too; many times the work of a small codec."""
     adversarial_learning_rate: float = 1e-4
     """The discriminators' learning rate."""
     num_workers: int = 8
@@ -123,11 +124,18 @@ class FinetuneOptions:
                 f"--quantize-after {self.quantize_after} is for training everything from random weights: it needs "
                 "--no-freeze-encoder and --no-freeze-vq, and no --ema-decay"
             )
+        if self.ddp and self.device not in (None, "cpu"):
+            raise InputError(f"--device {self.device}: with --ddp each process takes a device of its own: leave it out")
         self.training().optim()
+        self.adversary()
 
     @property
     def decoder_only(self) -> bool:
         return self.freeze_encoder and self.freeze_vq
+
+    def adversary(self) -> AdversaryPlan | None:
+        """The adversarial stage, if there is one."""
+        return AdversaryPlan(learning_rate=self.adversarial_learning_rate) if self.adversarial else None
 
     def training(self) -> TrainOptions:
         """The same for `backends.training.loop`."""

@@ -12,7 +12,11 @@ from snac_port.loss import LossSpec
 
 def terms(model: Any, batch: Mapping[str, mx.array], spec: LossSpec) -> dict[str, mx.array]:
     """The terms of `LossSpec` as sums, for a batch of `snac_port.task.SNACFamily`."""
-    audio, made, extra = rebuilt(model, batch, spec)
+    return distances(*rebuilt(model, batch, spec), spec)
+
+
+def distances(audio: mx.array, made: mx.array, extra: Mapping[str, mx.array], spec: LossSpec) -> dict[str, mx.array]:
+    """The terms for what `rebuilt` returns."""
     found: dict[str, mx.array] = {"l1": stft.l1_term(audio, made)}
     for n_fft in spec.n_ffts:
         found[f"stft_{n_fft}"] = stft.stft_term(audio, made, n_fft, window=spec.stft_window)

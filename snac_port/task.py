@@ -56,11 +56,22 @@ class SNACFamily:
         return batch
 
     def terms(self, model: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        return importlib.import_module(f"snac_port.{self.backend}_terms").terms(model, batch, self.loss)
+        return self.distances(*self.rebuilt(model, batch))
+
+    def rebuilt(self, model: Any, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+        """For `backends.training.adversary`: native audio, what the codec makes of it, and the quantiser's terms."""
+        return self._native.rebuilt(model, batch, self.loss)
+
+    def distances(self, audio: Any, made: Any, rest: Any) -> Mapping[str, Any]:
+        return self._native.distances(audio, made, rest, self.loss)
 
     def counts(self, batch: Batch) -> dict[str, float]:
         B, samples = batch["audio"].shape
         return self.loss.counts(B, samples)
+
+    @property
+    def _native(self) -> Any:
+        return importlib.import_module(f"snac_port.{self.backend}_terms")
 
     def reconstruct(self, model: Codec, audio: np.ndarray, seed: int) -> np.ndarray:
         return model.decode(model.encode(audio), seed=seed)

@@ -1,8 +1,9 @@
 """Curriculum: longer segments in smaller batches as the epochs go on."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from backends.errors import InputError
 
@@ -49,6 +50,23 @@ def stages(text: str, epochs: int, batch_size: int, length_s: float) -> list[Sta
 def stage_of(made: Sequence[Stage], epoch: int) -> Stage:
     """The stage that an epoch belongs to."""
     return next(stage for stage in made if stage.first <= epoch <= stage.last)
+
+
+def check_lengths(made: Sequence[Stage], rate_hz: int, windows: Mapping[str, int], adversary: int = 0) -> None:
+    """Raise InputError where a stage is too short for the spectra of its loss.
+
+    They are centred on a segment's first sample, so that half a window is reflected there. `windows` says which option
+    asks for a window of how many samples; `adversary` is the shortest segment that discriminators take.
+    """
+    reach = {option: window // 2 for option, window in windows.items()}
+    if adversary:
+        reach["--adversarial, whose largest window is 2048,"] = adversary - 1
+    for (option, samples), stage in product(reach.items(), made):
+        if round(stage.length_s * rate_hz) <= samples:
+            raise InputError(
+                f"{option} needs segments longer than {samples / rate_hz:.2f} s, a stage has {stage.length_s} s: "
+                "give longer segments, smaller n_ffts, no mel term or no adversary"
+            )
 
 
 def _rows(text: str) -> list[dict]:

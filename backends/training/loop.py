@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from backends.atomic import write_text
-from backends.base import Backend, Batch, Metrics, Precision, Task, TrainStep
+from backends.base import Backend, Batch, Metrics, Task, TrainStep
 from backends.data.prefetch import prefetch
 from backends.errors import InputError
 from backends.training import samples, state
@@ -46,33 +46,30 @@ def train(
     title: str,
     identity: dict[str, str] | None = None,
     settings: dict[str, Any] | None = None,
-    precision: Precision = "float32",
 ) -> Result:
     """Train `model` on `task`, or continue the run that `options.output_dir` holds.
 
     `identity` names what else must be the same to continue a run, such as {"dataset": its hash}. `settings` are the
     command's options where they are others than `options`: they stand in config.json and are compared on continuing.
-    `precision` is that of `Backend.train_step`.
 
     Writes config.json, metrics.csv, samples/, checkpoints/step_N/, report.html and the task's exports. After kill -9 at
     any moment the same call continues from the newest checkpoint that verifies and ends bit-identical on one backend.
     Raises InputError where the loss stops being finite or the options differ from the run being continued.
     """
     config = {**json.loads(json.dumps(settings or asdict(options), default=str)), "identity": identity or {}}
-    return _Run(backend, model, task, options, title, config, precision).to_the_end()
+    return _Run(backend, model, task, options, title, config).to_the_end()
 
 
 class _Run:
     def __init__(
-        self, backend: Backend, model: Any, task: Task, options: TrainOptions, title: str, config: dict[str, Any],
-        precision: Precision,
-    ):  # fmt: skip
+        self, backend: Backend, model: Any, task: Task, options: TrainOptions, title: str, config: dict[str, Any]
+    ):
         self.backend, self.model, self.task, self.options, self.title = backend, model, task, options, title
         self.chief = backend.world.rank == 0
         self.directory = options.output_dir
         self.config = config
         self.checkpoints = Checkpoints(self.directory / "checkpoints", options.keep_last)
-        self.step = task.hooks.make_step() if task.hooks.make_step else self._plain_step(precision)
+        self.step = task.hooks.make_step() if task.hooks.make_step else self._plain_step()
         self.evaluate = backend.eval_step(model, task.terms)
         self.state = self._restored()
         self.window = Window(self.state.window, self.state.window_steps)
@@ -80,12 +77,10 @@ class _Run:
         self.last_save = self.last_log = time.monotonic()
         self.seconds = 0.0  # of audio since the last row of the log
 
-    def _plain_step(self, precision: Precision) -> TrainStep:
+    def _plain_step(self) -> TrainStep:
         compiled = self.options.compile == "on" or (self.options.compile == "auto" and self.backend.has_gpu)
-        return self.backend.train_step(
-            self.model, self.task.terms, self.options.optim(), seed=self.options.seed, compile=compiled,
-            precision=precision,
-        )  # fmt: skip
+        optim, seed = self.options.optim(), self.options.seed
+        return self.backend.train_step(self.model, self.task.terms, optim, seed=seed, compile=compiled)
 
     def to_the_end(self) -> Result:
         self._start()

@@ -134,10 +134,14 @@ def code_counts(family: RVQFamily, model: Any, source: Source, entries: int) -> 
     return usage.count(list(np.concatenate(codes, axis=1)), entries)
 
 
-def unquantised_first(family: Any, updates: int, backend: Backend) -> Any:
-    """The family, whose hooks make a step, with a first step that leaves the quantiser out; see `Unquantised`."""
+def unquantised_first(family: Any, updates: int, backend: Backend, silent: Sequence[str] = (COMMITMENT,)) -> Any:
+    """The family, whose hooks make a step, with first updates that leave the quantiser out; see `Unquantised`."""
     make_step = family.hooks.make_step
-    return replace(family, hooks=replace(family.hooks, make_step=lambda: Unquantised(make_step(), updates, backend)))
+
+    def make() -> TrainStep:
+        return Unquantised(make_step(), updates, backend, silent)
+
+    return replace(family, hooks=replace(family.hooks, make_step=make))
 
 
 class Unquantised:
@@ -146,7 +150,7 @@ class Unquantised:
     Batches have "bypass"; `silent` names the terms that pull.
     """
 
-    def __init__(self, step: TrainStep, updates: int, backend: Backend, silent: Sequence[str] = (COMMITMENT,)):
+    def __init__(self, step: TrainStep, updates: int, backend: Backend, silent: Sequence[str]):
         self.step, self.updates, self.backend, self.silent, self.done = step, updates, backend, silent, 0
 
     def __call__(self, micro_batches: Sequence[Batch], weights: Mapping[str, float], lr: float) -> Metrics:

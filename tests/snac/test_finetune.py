@@ -10,7 +10,9 @@ from finetuning import NARROW, RECORDINGS, narrow, recordings, run, weights
 
 from backends.data import audio
 from backends.training import codec, log
+from backends.training.adversary import AdversaryPlan, DiscriminatorSpec
 from snac_port import from_pretrained
+from snac_port.finetune_options import FinetuneOptions
 from snac_port.task import count_codes
 
 BACKENDS = ("mlx", "torch")
@@ -178,6 +180,30 @@ def test_from_random_weights_codebooks_start_where_the_channels_are(backend_name
     assert same(weights(tmp_path / "cut" / "checkpoint_epoch2"), weights(whole / "checkpoint_epoch2"))
 
 
+SMALL = DiscriminatorSpec(periods=(2, 3), period_widths=(4, 8), windows=(128, 64), width=4)
+
+
+def test_an_adversary_learns_beside_the_decoder(backend_name, model, tmp_path, monkeypatch):
+    """Its terms are logged, it is kept in checkpoints, and validation is without it."""
+    monkeypatch.setattr(
+        FinetuneOptions, "adversary", lambda options: AdversaryPlan(spec=SMALL) if options.adversarial else None
+    )
+    whole = run(model, tmp_path / "whole", backend_name, "--adversarial")
+    rows = log.read(whole / "metrics.csv")
+    assert all(
+        row["adversarial"] > 0 and row["feature"] > 0 and row["discriminator"] > 0 for row in rows if "loss" in row
+    )
+    last, baselines = rows[-1], json.loads((whole / "baseline_metrics.json").read_text())
+    assert last["val_loss"] < 0.8 * baselines["0.5s"]["val_loss"]
+    cut_after(monkeypatch, 6)
+    with pytest.raises(CutError):
+        run(model, tmp_path / "cut", backend_name, "--adversarial", "--save_every_batches", 2)
+    monkeypatch.undo()
+    monkeypatch.setattr(FinetuneOptions, "adversary", lambda _options: AdversaryPlan(spec=SMALL))
+    run(model, tmp_path / "cut", backend_name, "--adversarial")
+    assert same(weights(tmp_path / "cut" / "checkpoint_epoch2"), weights(whole / "checkpoint_epoch2"))
+
+
 def test_both_backends_train_alike(model, tmp_path):
     """From one start, on the same crops and noise, over one epoch."""
     runs = [run(model, tmp_path / backend, backend, "--num_epochs", 1) for backend in BACKENDS]
@@ -207,6 +233,11 @@ def test_bfloat16_is_pytorchs(model, tmp_path, capsys):
         (["--train_data", "nowhere"], "--train-data nowhere: no such folder"),
         (["--pretrained_model", "nowhere/best_model.pt"], "nowhere/best_model.pt"),
         (["--l1_weight", -1], "--l1-weight -1"),
+        (["--ddp", "--device", 0], "--device 0: with --ddp each process takes a device of its own"),
+        (
+            ["--adversarial", "--segment_length", 0.1, "--curriculum", "[]"],
+            "largest window is 2048, needs segments longer",
+        ),
         (["--ema_decay", 1.5], "--ema-decay 1.5"),
         (["--quantize_after", 5], "--quantize-after 5 is for training everything"),
     ],

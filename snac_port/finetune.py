@@ -150,11 +150,15 @@ def _learner(
         counts = count_codes(model, held_out, family.cache)
         return [measured.section(options.output_dir), usage.section(counts, "recordings to validate on")]
 
+    # torch.compile was never tried on CUDA by this project; on MLX compiled updates are tested.
+    same: Any = {
+        "seed": training.seed,
+        "compile": backend.has_gpu and backend.name == "mlx",
+        "precision": options.precision,
+    }
+
     def make_step() -> TrainStep:
-        return backend.train_step(
-            model, family.terms, training.optim(), seed=training.seed, compile=backend.has_gpu,
-            precision=options.precision,
-        )  # fmt: skip
+        return backend.train_step(model, family.terms, training.optim(), **same)
 
     hooks = Hooks(judged=measured.judged, sections=sections, make_step=make_step)
     if after := options.quantize_after:
@@ -163,9 +167,14 @@ def _learner(
     learner: codec.Family = replace(family, hooks=hooks)
     if plan := options.adversary():
         learner = against(
-            replace(family, hooks=hooks), backend, model, plan, optim=training.optim(),
-            learning_rate=options.learning_rate, seed=training.seed, precision=options.precision,
-        )  # fmt: skip
+            replace(family, hooks=hooks),
+            backend,
+            model,
+            plan,
+            optim=training.optim(),
+            learning_rate=options.learning_rate,
+            **same,
+        )
     return unquantised_first(learner, after, backend, family.loss.quantiser_terms) if after else learner
 
 

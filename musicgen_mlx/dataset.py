@@ -36,8 +36,8 @@ class Clip:
 def clips(paths: Sequence[Path], cache: CodeCache, *, texts: bool, quiet: bool = False) -> list[Clip]:
     """The recordings as clips, with their descriptions if `texts`."""
     described = [description(path) if texts else "" for path in paths]
-    bar = tqdm(paths, desc="encoding", unit="file", disable=quiet)
-    return [Clip(path, cache(path), text) for path, text in zip(bar, described, strict=True)]
+    with tqdm(paths, desc="encoding", unit="file", disable=quiet) as bar:
+        return [Clip(path, cache(path), text) for path, text in zip(bar, described, strict=True)]
 
 
 def description(path: Path) -> str:

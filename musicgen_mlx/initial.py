@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from backends.layouts import musicgen as layouts
+from backends.seeds import rng
 from musicgen_mlx.config import EncodecConfig, MusicGenConfig, T5Config
 
 CUT = 3.0  # standard deviations
@@ -25,28 +26,28 @@ def fitted(config: MusicGenConfig, encodec: EncodecConfig, t5: T5Config | None) 
 
 
 def tensors(config: MusicGenConfig, seed: int) -> dict[str, np.ndarray]:
-    """All of the language model's weights in our layout, float32.
+    """All of the language model's weights in our layout."""
+    return {name: draw(name, shape, seed) for name, shape in layouts.shapes(config.settings()).items()}
+
+
+def draw(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """The start of a tensor of ours, float32.
 
     What projects to queries, keys, values and from conditions is uniform within 1 / sqrt(fan-in). The rest is normal,
     cut at three standard deviations, of variance 1 / fan-in, in layer i divided by 2 (i + 1). Norms are ones, biases
     zeros.
     """
-    shapes = layouts.shapes(config.settings())
-    return {name: _draw(name, shape, seed) for name, shape in shapes.items()}
-
-
-def _draw(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     if name.endswith("bias"):
         return np.zeros(shape, np.float32)
     if len(shape) == 1:
         return np.ones(shape, np.float32)
-    draw = np.random.default_rng([seed & 0xFFFFFFFF, zlib.crc32(name.encode())])
+    values = rng(seed, zlib.crc32(name.encode()))
     if name.endswith(UNIFORM):
-        return (draw.uniform(-1, 1, shape) * shape[1] ** -0.5).astype(np.float32)
+        return (values.uniform(-1, 1, shape) * shape[1] ** -0.5).astype(np.float32)
     layer = re.match(r"layers\.(\d+)\.", name)
     depth = 2 * (int(layer[1]) + 1) if layer else 1
     scale = (shape[1] * depth) ** -0.5 * (HEADS if name.startswith("linears.") else 1.0)
-    return (_cut_normal(shape, draw) * scale).astype(np.float32)
+    return (_cut_normal(shape, values) * scale).astype(np.float32)
 
 
 def _cut_normal(shape: tuple[int, ...], draw: np.random.Generator) -> np.ndarray:

@@ -13,7 +13,7 @@ batch together.
 import importlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,7 @@ class MusicGenTask:
     rows_of: Rows | None = None  # None for a model without a condition
     sampler: Callable[[Any, int], list[Sample]] = lambda _model, _step: []
     exporter: Callable[[Any, Path, str], Path | None] = _nothing
-
-    hooks = Hooks()
+    hooks: Hooks = field(default_factory=Hooks)
 
     @property
     def coefficients(self) -> dict[str, float]:

@@ -4,7 +4,6 @@ python -m musicgen_mlx.train --data loops --scale micro --conditioner none --out
 python -m musicgen_mlx.train --data loops --model small --lora-rank 16 --output-dir runs/lora
 """
 
-import importlib
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -15,13 +14,14 @@ import numpy as np
 
 from backends import cli, get
 from backends.adapters.matching import match
-from backends.base import Arrays, Backend, LoRASpec, Sample
+from backends.base import Arrays, Backend, Hooks, LoRASpec, Sample, TrainStep
 from backends.data import segments
 from backends.data.codes import CodeCache, default_cache
 from backends.errors import InputError
 from backends.training.loop import Result, train
 from musicgen_mlx import dataset
 from musicgen_mlx.config import MusicGenConfig, of_scale
+from musicgen_mlx.studio import Studio, from_pretrained, from_scratch
 from musicgen_mlx.task import MusicGenTask, Plan
 from musicgen_mlx.train_options import MAY_DIFFER, MusicGenOptions
 
@@ -44,8 +44,8 @@ def main(options: MusicGenOptions) -> None:
     print(_describe(options, backend, studio, task))
     settings = {name: value for name, value in asdict(options).items() if name not in MAY_DIFFER}
     result = train(
-        backend, studio.model, task, options, title=f"MusicGen on {options.data.name}",
-        identity=_identity(backend, studio, task), settings=settings, precision=options.precision,
+        backend, studio.model, _with_precision(task, options, backend, studio.model), options,
+        title=f"MusicGen on {options.data.name}", identity=_identity(backend, studio, task), settings=settings,
     )  # fmt: skip
     print(_closing(options, result))
 
@@ -58,25 +58,25 @@ def recordings(options: MusicGenOptions) -> tuple[list[Path], list[Path]]:
     return dataset.split(found, options.val_split)
 
 
-def load(options: MusicGenOptions, backend: Backend) -> Any:
-    """The model to train with its codec and text encoder: a `Studio` of mlx_side or torch_side."""
-    side, brought = importlib.import_module(f"musicgen_mlx.{backend.name}_side"), (options.codec, options.text_encoder)
+def load(options: MusicGenOptions, backend: Backend) -> Studio:
+    """The model to train with its codec and text encoder."""
+    brought = (options.codec, options.text_encoder)
     if options.model is None:
-        studio = side.from_scratch(fresh_config(options), options.seed, *brought)
+        made = from_scratch(fresh_config(options), options.seed, backend, *brought)
     else:
-        studio = side.from_pretrained(options.model, *brought, float32=not options.lora_rank)
-    if studio.config.condition == "prepend":
+        made = from_pretrained(options.model, backend, *brought, float32=not options.lora_rank)
+    if made.config.condition == "prepend":
         raise InputError(f"--model {options.model}: melody models need chroma, which training does not have")
     if options.gradient_checkpointing:
-        studio.recompute()
+        made.recompute()
     if options.lora_rank:
-        _adapt(options, studio)
+        _adapt(options, made)
     else:
-        backend.train_only(studio.model, lambda _name: True)
-    return studio
+        backend.train_only(made.model, lambda _name: True)
+    return made
 
 
-def _adapt(options: MusicGenOptions, studio: Any) -> None:
+def _adapt(options: MusicGenOptions, studio: Studio) -> None:
     spec = LoRASpec(
         options.lora_rank, options.lora_alpha, options.dropout, use_rslora=options.use_rslora,
         use_dora=options.use_dora,
@@ -97,7 +97,7 @@ def fresh_config(options: MusicGenOptions) -> MusicGenConfig:
     )
 
 
-def clips(studio: Any, *sides: list[Path]) -> list[list[dataset.Clip]]:
+def clips(studio: Studio, *sides: list[Path]) -> list[list[dataset.Clip]]:
     """Training and validation clips, encoded now if they never were."""
     texts = studio.config.condition != "none"
     if texts:
@@ -117,7 +117,7 @@ def _plan(options: MusicGenOptions, config: MusicGenConfig) -> Plan:
     )
 
 
-def _rows(studio: Any) -> Callable[[str], np.ndarray]:
+def _rows(studio: Studio) -> Callable[[str], np.ndarray]:
     """Descriptions are encoded once."""
     known: dict[str, np.ndarray] = {}
 
@@ -129,15 +129,29 @@ def _rows(studio: Any) -> Callable[[str], np.ndarray]:
     return rows
 
 
-def _identity(backend: Backend, studio: Any, task: MusicGenTask) -> dict[str, str]:
-    """What must stay the same for a run to continue. The text encoder and what is frozen are in no checkpoint."""
+def _with_precision(task: MusicGenTask, options: MusicGenOptions, backend: Backend, model: Any) -> MusicGenTask:
+    """The task, whose steps compute in the options' precision."""
+    if options.precision == "float32":
+        return task
+
+    def make_step() -> TrainStep:
+        compiled = options.compile == "on" or (options.compile == "auto" and backend.has_gpu)
+        return backend.train_step(
+            model, task.terms, options.optim(), seed=options.seed, compile=compiled, precision=options.precision
+        )
+
+    return replace(task, hooks=Hooks(make_step=make_step))
+
+
+def _identity(backend: Backend, studio: Studio, task: MusicGenTask) -> dict[str, str]:
+    """What must stay the same for a run to continue, and is in no checkpoint."""
     trained = backend.trainable(studio.model)
     frozen = {name: value for name, value in backend.parameters(studio.model).items() if name not in trained}
     return {
         "training data": dataset.fingerprint(task.train),
         "validation data": dataset.fingerprint(task.held_out),
         "base model": backend.fingerprint(_thinned(frozen)),
-        "text encoder": backend.fingerprint(_thinned(studio.text_encoder_weights())),
+        "text encoder": studio.text_identity(),
     }
 
 
@@ -158,7 +172,7 @@ def _sample_prompt(options: MusicGenOptions, config: MusicGenConfig, paths: list
 class _Music:
     """What is played at each evaluation."""
 
-    studio: Any
+    studio: Studio
     prompt: str
     seconds: float
     seed: int
@@ -166,17 +180,17 @@ class _Music:
     def __call__(self, _model: Any, step: int) -> list[Sample]:
         if not self.seconds:
             return []
-        codec = self.studio.config.encodec
-        sound = self.studio.sound(max(1, round(self.seconds * codec.frame_hz)), self.prompt, self.seed)
+        sound = self.studio.sound(self.seconds, self.prompt, self.seed)
         caption = f'"{self.prompt}"' if self.prompt else "without a prompt"
-        return [Sample("before" if step == 0 else "generated", caption, sound, codec.sample_rate_hz)]
+        rate_hz = self.studio.config.encodec.sample_rate_hz
+        return [Sample("before" if step == 0 else "generated", caption, sound, rate_hz)]
 
 
-def _exporter(options: MusicGenOptions, studio: Any) -> Callable[[Any, Path, str], Path | None]:
+def _exporter(options: MusicGenOptions, studio: Studio) -> Callable[[Any, Path, str], Path | None]:
     def whole(_model: Any, directory: Path, label: str) -> Path | None:
         if label.startswith("step_"):
             return None
-        return studio.save(directory / ("best_model" if label == "best" else "last_model")).parent
+        return studio.save(directory / ("best_model" if label == "best" else "last_model"))
 
     def adapter(_model: Any, directory: Path, label: str) -> Path:
         path = directory / f"lora_ckpt_{label}.safetensors"
@@ -186,7 +200,7 @@ def _exporter(options: MusicGenOptions, studio: Any) -> Callable[[Any, Path, str
     return adapter if options.lora_rank else whole
 
 
-def _describe(options: MusicGenOptions, backend: Backend, studio: Any, task: MusicGenTask) -> str:
+def _describe(options: MusicGenOptions, backend: Backend, studio: Studio, task: MusicGenTask) -> str:
     config = studio.config
     count = sum(math.prod(value.shape) for value in backend.trainable(studio.model).values())
     seconds = sum(len(clip) for clip in task.train) / config.encodec.frame_hz

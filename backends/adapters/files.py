@@ -21,7 +21,7 @@ def save_adapter(backend: Backend, model: Any, path: Path, info: AdapterInfo) ->
     Tensors are `<module>.lora_A` (r, in), `<module>.lora_B` (out, r), `<module>.lora_magnitude_vector` (out,), and the
     parameters trained whole. Raises InputError where the disk refuses.
     """
-    write_atomically(path, lambda staging: backend.write(staging, backend.trainable(model), _metadata(info)))
+    write_atomically(path, lambda staging: backend.write(staging, backend.trainable(model), metadata(info)))
 
 
 def read_info(path: Path) -> AdapterInfo:
@@ -99,7 +99,8 @@ def _listed(targets: tuple[str, ...], others: tuple[str, ...]) -> str:
     )
 
 
-def _metadata(info: AdapterInfo) -> dict[str, str]:
+def metadata(info: AdapterInfo) -> dict[str, str]:
+    """What an adapter file says of itself, as `read_info` reads it."""
     spec = info.spec
     return {
         "format": FORMAT,

@@ -17,29 +17,16 @@ def read(path: Path | str, rate_hz: int) -> np.ndarray:
 
     Raises InputError that names the file if it is missing, empty, not readable as audio, or holds NaN or infinity.
     """
-    signal, file_rate_hz = _signal(path)
-    return prepare(signal, file_rate_hz, rate_hz, source=str(path))
-
-
-def read_stereo(path: Path | str, rate_hz: int) -> np.ndarray:
-    """The same as (samples, 2); a file of other than two channels has their average on both sides."""
-    signal, file_rate_hz = _signal(path)
-    sides = list(signal) if len(signal) == 2 else [signal, signal]
-    return np.stack([prepare(side, file_rate_hz, rate_hz, source=str(path)) for side in sides], axis=1)
-
-
-def _signal(path: Path | str) -> tuple[np.ndarray, int]:
-    """A file's samples (channels, samples) and rate."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise InputError(f"{path}: no such audio file")
     try:
-        signal, rate_hz = audiofile.read(str(path), always_2d=True, dtype="float32")
+        signal, file_rate_hz = audiofile.read(str(path), always_2d=True, dtype="float32")
     except (RuntimeError, OSError, ValueError) as error:
         raise InputError(
             f"{path}: not readable as audio ({_first_line(error)}); expected WAV, FLAC, OGG or MP3"
         ) from error
-    return signal, int(rate_hz)
+    return prepare(signal, int(file_rate_hz), rate_hz, source=str(path))
 
 
 def prepare(signal: np.ndarray, rate_hz: int, to_hz: int, source: str = "audio") -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from backends.errors import InputError
 from backends.layouts import musicgen_settings
-from backends.layouts.families import Companion, Family, Settings
+from backends.layouts.families import Adaptable, Companion, Family, Settings
 from backends.layouts.rules import ANY, SAME, AnyRule, Joined, Rule
 
 LAYOUTS = ("musicgen", "audiocraft-musicgen", "mlx-musicgen")
@@ -174,4 +174,5 @@ FAMILY = Family(
     companions=(CODEC, TEXT_ENCODER),
     embeds=lambda layout, settings: layout == "musicgen" and settings["condition"] != "none",
     beside=BESIDE,
+    adaptable=Adaptable(layout="musicgen", embeddings=tuple(f"emb.{k}" for k in range(8)), tied={}),
 )

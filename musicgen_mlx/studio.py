@@ -1,0 +1,178 @@
+"""A MusicGen that trains, with the codec and text encoder that it is trained with, on either backend.
+
+What is native is in `musicgen_mlx.mlx_side` and `musicgen_mlx.torch_side`, and in their engines; names here are ours.
+"""
+
+import hashlib
+import importlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backends.adapters import files as adapters
+from backends.adapters.initial import initial
+from backends.atomic import write_atomically, write_text
+from backends.base import AdapterInfo, Arrays, Backend, Leaf, LoRASpec
+from backends.layouts import files, musicgen
+from backends.layouts.checkpoint import Checkpoint
+from backends.layouts.files import blank
+from backends.layouts.rules import Lazy
+from musicgen_mlx import initial as weights
+from musicgen_mlx import music, sources, tiny
+from musicgen_mlx.config import MusicGenConfig, T5Config, encodec_of_settings
+from musicgen_mlx.dataset import pieces
+from musicgen_mlx.names import CODEC, TEXT_ENCODER
+
+
+class Studio:
+    """A model, its codec and text encoder. `float32`: the model is made that, else it keeps its file's type."""
+
+    def __init__(self, found: sources.Found, backend: Backend, *, float32: bool = True):
+        self.backend = backend
+        self.side: Any = importlib.import_module(f"musicgen_mlx.{backend.name}_side")
+        self.engine: Any = self.side.engine(found, backend, float32=float32)
+        self.model, self.config = self.engine.model, self.engine.config
+        self.codec, self.text = found.codec_or_fetched(), found.text
+        self.names: dict[str, str] = self.side.names(self.model)  # of modules that can be adapted, {ours: native}
+        self._written: set[Path] = set()
+
+    def recompute(self) -> None:
+        """Trade time for memory in the backward pass."""
+        self.side.recompute(self.model)
+
+    def codec_identity(self) -> str:
+        """What the codes of the codec are known by."""
+        weights = _fingerprint(self.codec.ours)
+        return hashlib.sha256(
+            f"{self.backend.name} {weights} {self.codec.settings} {self.config.channels}".encode()
+        ).hexdigest()
+
+    def text_identity(self) -> str:
+        """The same for the rows of its text encoder; "" where there is none."""
+        return "" if self.text is None else _fingerprint(self.text.checkpoint.ours)
+
+    def encode(self, path: Path) -> np.ndarray:
+        """A recording's codes (K, T)."""
+        samples = music.read_prompt(path, self.config)
+        parts = [samples[start:stop] for start, stop in pieces(len(samples), self.config.encodec)]
+        return np.concatenate([self.engine.encode(part[None])[0] for part in parts], axis=1).astype(np.int32)
+
+    def text_rows(self, text: str) -> np.ndarray:
+        """The text encoder's rows (L, W) of a description."""
+        return self.side.text_rows(self.engine, text)
+
+    def sound(self, seconds: float, prompt: str, seed: int) -> np.ndarray:
+        """Music, (samples,) or (2, samples)."""
+        hz = self.config.encodec.frame_hz
+        wanted = music.Request([prompt or None], [seed], max(1, round(seconds * hz)) / hz)
+        made = music.generate(self.engine, wanted)[0]
+        return made.T if made.ndim == 2 else made
+
+    def save(self, folder: Path) -> Path:
+        """Write our layout: config.json, model.safetensors, and the codec, text encoder and tokenizer in use."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "config.json", json.dumps(self.config.to_json(), indent=1))
+        if folder not in self._written:
+            self._write_companions(folder)
+            self._written.add(folder)
+        files.write(folder / "model.safetensors", self.side.tensors(self.model))
+        return folder
+
+    def _write_companions(self, folder: Path) -> None:
+        """They stay the same, so that each folder gets them once."""
+        files.write(folder / "codec.safetensors", dict(self.codec.ours))
+        if self.text is None:
+            return
+        files.write(folder / "text_encoder.safetensors", dict(self.text.checkpoint.ours))
+        if self.text.tokenizer.resolve() != (folder / "tokenizer.json").resolve():
+            shutil.copyfile(self.text.tokenizer, folder / "tokenizer.json")
+
+    def linears(self) -> dict[str, Leaf]:
+        """Modules that can carry an adapter."""
+        leaves = self.backend.linears(self.model)
+        return {ours: leaves[native] for ours, native in self.names.items()}
+
+    def adapt(self, names: Iterable[str], spec: LoRASpec, seed: int) -> None:
+        """Freeze the model and put a fresh adapter on each named module, the same on both backends."""
+        leaves = self.linears()
+        self.backend.adapt(self.model, [self.names[name] for name in names], spec, seed)
+        start = {f"{self.names[name]}.{part}": value for name in names
+                 for part, value in initial(name, leaves[name], spec, seed).items()}  # fmt: skip
+        self.backend.load(self.model, self.backend.from_host(start), strict=False)
+
+    def save_adapter(self, path: Path, base: str) -> None:
+        """Write the adapter under our names."""
+        info = self._adapter_info(base)
+        natives = {native: ours for ours, native in self.names.items()}
+        arrays = _renamed(self.backend.trainable(self.model), natives)
+        write_atomically(path, lambda staging: self.backend.write(staging, arrays, adapters.metadata(info)))
+
+    def load_adapter(self, path: Path) -> None:
+        """Load a file into the adapter that the model carries. Raises InputError where they differ."""
+        adapters.check_same(adapters.read_info(path), self._adapter_info(""), str(path))
+        arrays = _renamed(self.backend.read(path)[0], self.names)
+        adapters.load_trained(self.backend, self.model, arrays, str(path))
+
+    def _adapter_info(self, base: str) -> AdapterInfo:
+        info = adapters.adapter_info(self.backend, self.model, base)
+        natives = {native: ours for ours, native in self.names.items()}
+        return replace(info, targets=tuple(natives[name] for name in info.targets))
+
+
+def from_scratch(
+    config: MusicGenConfig, seed: int, backend: Backend, codec: str | None = None, text_encoder: str | None = None
+) -> Studio:
+    """A model of random weights that fits this codec and text encoder; by default MusicGen's own."""
+    codec_found = _codec(codec or CODEC)
+    text = None if config.condition == "none" else _text(text_encoder or TEXT_ENCODER)
+    t5 = None if text is None else T5Config(**text.checkpoint.settings)
+    config = weights.fitted(config, encodec_of_settings(codec_found.settings), t5)
+    return Studio(sources.Found(_drawn(config, seed), codec_found, CODEC, text), backend)
+
+
+def from_pretrained(
+    source: str, backend: Backend, codec: str | None = None, text_encoder: str | None = None, *, float32: bool
+) -> Studio:
+    """A model to fine-tune, with its codec and text encoder or the ones given."""
+    found = sources.found(source)
+    found = replace(found, codec=_codec(codec) if codec else found.codec_or_fetched())
+    if found.model.settings["condition"] == "none":
+        found = replace(found, text=None)
+    else:
+        found = replace(found, text=_text(text_encoder) if text_encoder else found.text_or_fetched())
+    return Studio(found, backend, float32=float32)
+
+
+def _codec(source: str) -> Checkpoint:
+    return tiny.checkpoints()["encodec"] if source == "tiny" else sources.codec(source)
+
+
+def _text(source: str) -> sources.Text:
+    return sources.Text(tiny.checkpoints()["t5"], tiny.TOKENIZER) if source == "tiny" else sources.text(source)
+
+
+def _drawn(config: MusicGenConfig, seed: int) -> Checkpoint:
+    """Random weights, each drawn when it is looked up."""
+    settings = config.settings()
+    shapes = musicgen.shapes(settings)
+    drawn = Lazy({name: partial(weights.draw, name, shape, seed) for name, shape in shapes.items()})
+    like = {name: blank(shape) for name, shape in shapes.items()}
+    return Checkpoint(musicgen.FAMILY, musicgen.FAMILY.ours, settings, drawn, like, "random weights")
+
+
+def _fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + np.ascontiguousarray(tensors[name]).tobytes())
+    return digest.hexdigest()
+
+
+def _renamed(arrays: Arrays, names: Mapping[str, str]) -> Arrays:
+    """An adapter's arrays with their modules under other names."""
+    return {f"{names[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}": value for name, value in arrays.items()}

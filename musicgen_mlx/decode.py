@@ -1,4 +1,4 @@
-"""One step of MusicGen over static caches, compiled where that pays.
+"""One step of MusicGen over static caches: compiled on a GPU, over fused weights (`musicgen_mlx.fused`) on the CPU.
 
 Guidance runs the condition and its null as one batch, so weights are read once for both. Where it would change nothing
 (no condition, nothing said, a factor of 1) the batch is not doubled.
@@ -14,6 +14,7 @@ from backends.mlx_backend.sampling import Sampler, step_key
 from musicgen_mlx import condition as conditions
 from musicgen_mlx.attention import FixedCache, KeysValues, Recorder
 from musicgen_mlx.condition import Condition
+from musicgen_mlx.fused import fused_path
 from musicgen_mlx.known import UNKNOWN
 from musicgen_mlx.model import Memory, MusicGen
 
@@ -40,6 +41,7 @@ class Decoder:
         self.taken = self.count = 0
         if compile is None:
             compile = mx.default_device() == mx.Device(mx.gpu)
+        self.path = None if compile else fused_path(model)
         self.step: Step = self._compiled() if compile else self._step
 
     def start(self, laid: np.ndarray, known: np.ndarray) -> mx.array:
@@ -60,8 +62,11 @@ class Decoder:
         if self.taken == self.caches[0][0].shape[2]:
             self.caches = [(_grown(keys), _grown(values)) for keys, values in self.caches]
             self.seen = None if self.seen is None else mx.pad(self.seen, [(0, 0), (0, SLOTS)], constant_values=True)
-        arguments = (codes, self.caches, mx.array(self.taken), self._keys(), mx.array(known), self.memory)
-        chosen, self.caches = self.step(*arguments, self.padding, self.seen)
+        # The old caches must have no name left when the new ones are computed: then they are updated in place.
+        caches, self.caches = self.caches, []
+        rest = mx.array(self.taken), self._keys(), mx.array(known), self.memory, self.padding, self.seen
+        chosen, self.caches = self.step(codes, caches, *rest)
+        del caches
         self.taken += 1
         return self._queued(chosen)
 
@@ -69,13 +74,17 @@ class Decoder:
         self, codes: mx.array, caches: list[KeysValues], taken: mx.array, keys: mx.array, known: mx.array,
         memory: Memory | None, padding: mx.array | None, seen: mx.array | None,
     ) -> tuple[mx.array, list[KeysValues]]:  # fmt: skip
-        model = self.model
-        x = model.embed(codes[:, :, None])
-        if self.guided:
-            x = mx.concatenate([x, x])
-        x = model.placed(x, taken[None] if padding is None else taken - padding)
+        model, path = self.model, self.path
+        positions = taken[None] if padding is None else taken - padding
         visible = mx.arange(caches[0][0].shape[2]) <= taken
         mask = visible if seen is None else (visible & seen)[:, None, None]
+        if path is not None:
+            x = path.embed(codes)
+            x = mx.concatenate([x, x]) if self.guided else x
+            logits, kept = path.step(x, positions, caches, taken, mask, memory)
+            return self._chosen(logits, keys, known), kept
+        x = model.embed(codes[:, :, None])
+        x = model.placed(mx.concatenate([x, x]) if self.guided else x, positions)
         layers = [FixedCache(keys, values, taken, mask) for keys, values in caches]
         logits = model.logits(model.hidden(x, memory, caches=layers))[:, :, 0]
         return self._chosen(logits, keys, known), [(cache.keys, cache.values) for cache in layers]
@@ -117,7 +126,7 @@ class Decoder:
         if key not in kept:
             # What is kept must not hold this run's caches.
             twin = Decoder.__new__(Decoder)
-            twin.model, twin.sampler, twin.guided, twin.guidance = self.model, *key
+            twin.model, twin.sampler, twin.guided, twin.guidance, twin.path = self.model, *key, None
 
             def step(weights: Any, *arguments: Any) -> tuple[mx.array, list[KeysValues]]:
                 own = twin.model.parameters()

@@ -37,7 +37,8 @@ def run(found: Codec, options: CodecOptions, backend: Backend) -> Result:
     say = print if backend.world.rank == 0 else (lambda _line: None)
     model = found.model
     task, family, identity = _task(found, options, backend)
-    backend.train_only(model, found.decodes if options.decoder_only else lambda name: ".rvq." not in name)
+    codebooks = rvq_codec.buffers(family, model)
+    backend.train_only(model, found.decodes if options.decoder_only else lambda name: name not in codebooks)
     say(_describe(found, options, backend, task))
     key = str(sorted(identity.items()))
     measured = baselines.measure(backend, model, task, task.plan.stages, options.output_dir, key)

@@ -1,7 +1,7 @@
 """Sort the Free Spoken Digit Dataset for a codec: four speakers to learn from, the fifth to move to.
 
     git clone https://github.com/Jakobovski/free-spoken-digit-dataset
-    python examples/fsdd_folders.py free-spoken-digit-dataset/recordings dataset --fifth theo
+    python examples/fsdd_folders.py free-spoken-digit-dataset/recordings dataset --fifth george
 
 Makes links in dataset/{four,fifth}/{train,val}/SPEAKER; the first five takes of each digit validate.
 """
@@ -14,7 +14,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recordings", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--fifth", default="theo")
+    parser.add_argument("--fifth", default="george")
     arguments = parser.parse_args()
     found = sorted(arguments.recordings.glob("*_*_*.wav"))
     if not found:

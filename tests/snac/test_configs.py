@@ -42,7 +42,7 @@ def test_the_seeds_loss_and_optimizer(name):
 def test_flags_override_the_file():
     options = parsed("tiny", "--learning_rate", 1e-4, "--n-ffts", 64, "--freeze-vq", "--curriculum", "")
     assert (options.learning_rate, options.n_ffts, options.curriculum) == (1e-4, (64,), "")
-    assert options.batch_size == 16
+    assert options.batch_size == 8
 
 
 def test_unknown_keys_are_refused(tmp_path, capsys):

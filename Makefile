@@ -1,4 +1,5 @@
 # make demo   sound and a report, offline, from nothing but git, Python and make
+# make demo-music   the same for music: loops, a codec and a small MusicGen, in minutes
 # make test   the whole test suite (adds PyTorch and the rest to .venv)
 
 PYTHON ?= python3
@@ -9,10 +10,13 @@ comma := ,
 MLX := $(if $(filter Linux,$(shell uname -s)),[cpu],)
 ALL := $(if $(filter Linux,$(shell uname -s)),[$(if $(CUDA),cuda,cpu)$(comma)torch$(comma)test],[torch$(comma)test])
 
-.PHONY: demo test test-slow test-cuda test-weights lint bench clean
+.PHONY: demo demo-music test test-slow test-cuda test-weights lint bench clean
 
 demo: $(VENV)/.mlx
 	$(PY) -m examples.demo
+
+demo-music: $(VENV)/.mlx
+	$(PY) -m examples.demo_music
 
 test: $(VENV)/.all
 	$(PY) -m pytest -n 2 -m "not slow and not cuda and not weights"

@@ -60,7 +60,7 @@ class GenerateOptions:
     device: str | None = None
     """PyTorch's device, e.g. cuda:0 or cpu."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Type of the model's weights; default: the file's on MLX, float32 on PyTorch."""
+    """Type of the model's weights; default: float32 on CPUs and PyTorch, the file's on a GPU with MLX."""
     bits: Literal[4, 8] | None = None
     """Quantise the model's weights to so many bits (MLX)."""
 

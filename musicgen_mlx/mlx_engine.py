@@ -33,8 +33,13 @@ class Engine:
         cls, source: str | Path, *, codec: str | None = None, text_encoder: str | None = None,
         dtype: str | None = None, bits: int | None = None,
     ) -> "Engine":  # fmt: skip
-        """From a directory, weights file, Hub id or key; `bits` 4 or 8 quantises the model's matrices."""
+        """From a directory, weights file, Hub id or key; `bits` 4 or 8 quantises the model's matrices.
+
+        Without a `dtype` the weights keep the file's, except that the CPU, which is slow at others, gets float32.
+        """
         model = load.from_pretrained(source, codec=codec, text_encoder=text_encoder, dtype=dtype)
+        if dtype is None and mx.default_device() == mx.Device(mx.cpu):
+            model.set_dtype(mx.float32)
         if bits:
             nn.quantize(model, GROUP, bits, class_predicate=_fits)
             mx.eval(model.parameters())

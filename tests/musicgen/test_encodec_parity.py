@@ -5,8 +5,9 @@ import musicgen_oracle as oracle
 import numpy as np
 import pytest
 import torch
-from transformers import EncodecModel
+from transformers import EncodecConfig, EncodecModel
 
+from backends.layouts import encodec_settings
 from backends.mlx_backend.lstm import SkipLSTM
 from backends.mlx_backend.parameters import load
 from musicgen_mlx import encodec
@@ -62,6 +63,17 @@ def test_codes_and_audio_equal_transformers(pair, samples):
     own = ours.encode(mx.array(audio))
     assert own.shape == (2, ours.config.codebooks, -(-samples // ours.config.frame_samples))
     np.testing.assert_array_equal(np.array(own), codes)
+    assert snr_db(decoded, np.array(ours.decode(mx.array(codes)))) >= 90
+
+
+@pytest.mark.slow
+def test_the_codec_at_full_size(tmp_path):
+    """Three seconds with 4 codebooks of 2048 and LSTMs of 1024."""
+    config = EncodecConfig(**encodec_settings.to_transformers(encodec_settings.PUBLISHED))
+    theirs = oracle.saved(EncodecModel(config), tmp_path)
+    ours, audio = load_codec(tmp_path), noise((1, 3 * 32_000))
+    codes, decoded = upstream(theirs, audio)
+    assert (np.array(ours.encode(mx.array(audio))) == codes).mean() >= 0.999
     assert snr_db(decoded, np.array(ours.decode(mx.array(codes)))) >= 90
 
 

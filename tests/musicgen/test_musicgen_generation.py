@@ -220,3 +220,12 @@ def test_requests_are_checked():
     with pytest.raises(InputError, match="stride"):
         Request(prompts=["a"], seeds=[1], stride_s=40)
     assert music.WINDOW_S == 30
+
+
+def test_half_precision_files_are_float32_on_the_cpu(tmp_path):
+    ours = model("none")
+    ours.set_dtype(mx.float16)
+    save_pretrained(ours, tmp_path)
+    dtypes = {asked: load_engine(tmp_path, "mlx", dtype=asked).model.dtype for asked in (None, "float16")}
+    expected = mx.float32 if mx.default_device() == mx.Device(mx.cpu) else mx.float16
+    assert dtypes == {None: expected, "float16": mx.float16}

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -20,6 +21,7 @@ from backends.mlx_backend.parameters import parameters
 from backends.mlx_backend.sampling import Sampler
 from csm_mlx import CSM, csm_tiny
 from csm_mlx.config import CSMConfig, LlamaConfig
+from csm_mlx.decode import frame_path
 from csm_mlx.generation import FrameRun
 
 PROMPT_ROWS = 40
@@ -174,7 +176,7 @@ def _their_stack(config: LlamaConfig) -> dict:
 
 
 def matrix_products(model: CSM, frames: int) -> Callable[[], float]:
-    """Seconds for nothing but the products with weights that a frame needs."""
+    """Seconds for nothing but the products with weights that a frame needs, in the form in which it does them."""
     config = model.config
     products = [(1, layer) for layer in _linears(model.backbone)] + [(1, model.codebook0_head.weight)]
     for codebook in range(1, config.codebooks):
@@ -182,17 +184,18 @@ def matrix_products(model: CSM, frames: int) -> Callable[[], float]:
         products += [(rows, model.projection.weight)] + [(rows, layer) for layer in _linears(model.decoder)]
     heads = [model.audio_head[index] for index in range(config.codebooks - 1)]
     mx.eval(heads)
-    inputs = {(rows, weight.shape[1]): mx.random.normal((rows, weight.shape[1])) for rows, weight in products}
+    forms: Any = getattr(frame_path(model), "decoder")  # noqa: B009 (only the fused path has it)
+    inputs = {
+        (rows, weight.shape[1]): forms.enter(mx.random.normal((rows, weight.shape[1]))) for rows, weight in products
+    }
+    products = [(inputs[rows, weight.shape[1]], forms.kept(weight)) for rows, weight in products]
     last = mx.random.normal((1, config.decoder.width))
-    mx.eval(inputs, last)
+    mx.eval(products, last)
 
     def run() -> float:
         started = time.perf_counter()
         for _ in range(frames):
-            mx.eval(
-                [inputs[rows, weight.shape[1]] @ weight.T for rows, weight in products]
-                + [last @ head for head in heads]
-            )
+            mx.eval([forms.linear(x, weight) for x, weight in products] + [last @ head for head in heads])
         return time.perf_counter() - started
 
     return run

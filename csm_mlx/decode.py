@@ -80,14 +80,14 @@ class ModulePath:
 
 
 class FusedPath:
-    """Over fused weights and two-dimensional activations."""
+    """Over fused weights and two-dimensional activations, which are rows or columns as `Forms` likes them."""
 
     def __init__(self, model: CSM, *, kernels: bool):
         self.config = model.config
         kind: Any = GPUForms if kernels else CPUForms
         self.backbone: Forms = kind(model.config.backbone, model.config.max_positions)
         self.decoder: Forms = kind(model.config.decoder, model.config.codebooks)
-        self.weights = fuse(model, kernels=kernels)
+        self.weights = fuse(model, self.backbone, kernels=kernels)
         self.source = [value for _, value in tree_flatten(model.parameters())]
 
     def is_current(self, model: CSM) -> bool:
@@ -102,7 +102,7 @@ class FusedPath:
         self, frame: mx.array, caches: Caches, taken: mx.array, pick: Pick, inputs: Any = None
     ) -> tuple[mx.array, Caches]:
         weights = self.weights if inputs is None else inputs
-        x = weights["audio"][frame + weights["rows"]].sum(axis=1)
+        x = self.backbone.enter(weights["audio"][frame + weights["rows"]].sum(axis=1))
         position = self.backbone.position(taken, 1)
         mask = self.backbone.mask(caches[0][0].shape[2], taken)
 
@@ -117,12 +117,12 @@ class FusedPath:
         return self._frame(weights, hidden, pick), caches
 
     def frame(self, hidden: mx.array, pick: Pick) -> mx.array:
-        return self._frame(self.weights, hidden, pick)
+        return self._frame(self.weights, self.backbone.enter(hidden), pick)
 
     def _frame(self, weights: Weights, hidden: mx.array, pick: Pick) -> mx.array:
-        """As `CSM.frame`."""
-        K, B = self.config.codebooks, hidden.shape[0]
-        codes = [pick(hidden @ weights["head0"], 0)]
+        """As `CSM.frame`, from activations."""
+        K, forms = self.config.codebooks, self.decoder
+        codes = [pick(forms.leave(forms.linear(hidden, weights["head0"])), 0)]
         past: list[tuple[mx.array, mx.array] | None] = [None] * self.config.decoder.layers
 
         def remember(layer: int, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
@@ -131,52 +131,46 @@ class FusedPath:
             past[layer] = kept
             return kept
 
-        first = weights["audio"][codes[0]]
-        x = mx.stack([hidden, first], axis=1).reshape(2 * B, -1)
+        before, first = forms.leave(hidden), weights["audio"][codes[0]]
+        B, D = before.shape
+        x = forms.enter(mx.stack([before, first], axis=1).reshape(2 * B, D))
         for codebook in range(1, K):
             length = 2 if codebook == 1 else 1
-            position = self.decoder.position(0 if codebook == 1 else codebook, length)
-            x = x @ weights["projection"]
-            x = self._stack(weights["decoder"], self.config.decoder, self.decoder, x, length, position, None, remember)
-            last = x.reshape(B, length, -1)[:, -1] if length > 1 else x
+            position = forms.position(0 if codebook == 1 else codebook, length)
+            x = forms.linear(x, weights["projection"])
+            x = self._stack(weights["decoder"], self.config.decoder, forms, x, length, position, None, remember)
+            last = forms.leave(x).reshape(B, length, -1)[:, -1] if length > 1 else forms.leave(x)
             # All columns, then a slice: a product with part of the head's columns would first copy them.
             codes.append(pick((last @ weights["heads"][codebook - 1])[:, : self.config.mimi.entries], codebook))
             if codebook < K - 1:
-                x = weights["audio"][codes[-1] + weights["row"][codebook]]
+                x = forms.enter(weights["audio"][codes[-1] + weights["row"][codebook]])
         return mx.stack(codes, axis=1)
 
     def _stack(
         self, weights: Weights, config: LlamaConfig, forms: Forms, x: mx.array, T: int, position: Any,
         mask: mx.array | None, remember: Callable[[int, mx.array, mx.array], tuple[mx.array, mx.array]],
     ) -> mx.array:  # fmt: skip
-        """Layers and final norm over x (B T, D)."""
-        heads, kv_heads, d = config.heads, config.kv_heads, config.head_dim
+        """Layers and final norm over activations."""
+        heads, kv_heads = config.heads, config.kv_heads
         for index, layer in enumerate(weights["layers"]):
-            qkv = _heads(forms.norm(x, layer["norm1"]) @ layer["qkv"], heads + 2 * kv_heads, T, d)
+            qkv = forms.heads(forms.linear(forms.norm(x, layer["norm1"]), layer["qkv"]), T)
             q_and_k, v = mx.split(qkv, [heads + kv_heads], axis=1)
             q, k = mx.split(forms.rotate(q_and_k, position), [heads], axis=1)
             y = forms.attend(q, *remember(index, k, v), mask)
-            x = mx.addmm(x, y, layer["out"])
+            x = forms.plus_linear(x, y, layer["out"])
             gate, up = forms.gate_and_up(forms.norm(x, layer["norm2"]), layer)
-            x = mx.addmm(x, gate * mx.sigmoid(gate) * up, layer["down"])
+            x = forms.plus_linear(x, gate * mx.sigmoid(gate) * up, layer["down"])
         return forms.norm(x, weights["norm"])
 
 
-def _heads(x: mx.array, heads: int, T: int, d: int) -> mx.array:
-    """(B T, heads d) -> (B, heads, T, d)."""
-    if T == 1:
-        return x.reshape(-1, heads, 1, d)
-    return x.reshape(-1, T, heads, d).swapaxes(1, 2)
-
-
-def fuse(model: CSM, *, kernels: bool) -> Weights:
+def fuse(model: CSM, forms: Forms, *, kernels: bool) -> Weights:
     """The weights for `FusedPath`, sharing memory with the model's. Layer by layer, so that little is held twice."""
     K, V, entries = model.config.codebooks, model.config.audio_vocab, model.config.mimi.entries
     weights = {
-        "backbone": _fuse_stack(model.backbone, kernels=kernels),
-        "decoder": _fuse_stack(model.decoder, kernels=kernels),
-        "projection": model.projection.weight.T,
-        "head0": model.codebook0_head.weight[:entries].T,
+        "backbone": _fuse_stack(model.backbone, forms, kernels=kernels),
+        "decoder": _fuse_stack(model.decoder, forms, kernels=kernels),
+        "projection": forms.kept(model.projection.weight),
+        "head0": forms.kept(model.codebook0_head.weight[:entries]),
         "heads": [model.audio_head[index] for index in range(K - 1)],
         "audio": model.audio_embeddings.weight,
         "rows": V * mx.arange(K),
@@ -186,35 +180,35 @@ def fuse(model: CSM, *, kernels: bool) -> Weights:
     return weights
 
 
-def _gate_and_up(mlp: Any, *, together: bool) -> Weights:
+def _gate_and_up(mlp: Any, forms: Forms, *, together: bool) -> Weights:
     if together:
-        return {"gate_up": _fuse([mlp.gate_proj, mlp.up_proj])}
-    return {"gate": mlp.gate_proj.weight.T, "up": mlp.up_proj.weight.T}
+        return {"gate_up": forms.kept(_fuse([mlp.gate_proj, mlp.up_proj]))}
+    return {"gate": forms.kept(mlp.gate_proj.weight), "up": forms.kept(mlp.up_proj.weight)}
 
 
-def _fuse_stack(stack: Llama, *, kernels: bool) -> Weights:
+def _fuse_stack(stack: Llama, forms: Forms, *, kernels: bool) -> Weights:
     layers = []
     for layer in stack.layers:
         attention, mlp = layer.self_attn, layer.mlp
         fused = {
-            "qkv": _fuse([attention.q_proj, attention.k_proj, attention.v_proj]),
-            "out": attention.o_proj.weight.T,
-            **_gate_and_up(mlp, together=kernels),
-            "down": mlp.down_proj.weight.T,
-            "norm1": layer.input_layernorm.weight[None],
-            "norm2": layer.post_attention_layernorm.weight[None],
+            "qkv": forms.kept(_fuse([attention.q_proj, attention.k_proj, attention.v_proj])),
+            "out": forms.kept(attention.o_proj.weight),
+            **_gate_and_up(mlp, forms, together=kernels),
+            "down": forms.kept(mlp.down_proj.weight),
+            "norm1": forms.kept(layer.input_layernorm.weight),
+            "norm2": forms.kept(layer.post_attention_layernorm.weight),
         }
         mx.eval(fused, layer.parameters())
         layers.append(fused)
-    return {"layers": layers, "norm": stack.norm.weight[None]}
+    return {"layers": layers, "norm": forms.kept(stack.norm.weight)}
 
 
 def _fuse(linears: Sequence[Any]) -> mx.array:
-    """The linears' weights as one (in, sum of outs); theirs become views of it."""
+    """The linears' weights as one (sum of outs, in); theirs become views of it."""
     joined = mx.concatenate([linear.weight for linear in linears])
     start = 0
     for linear in linears:
         rows = linear.weight.shape[0]
         linear.weight = joined[start : start + rows]
         start += rows
-    return joined.T
+    return joined

@@ -1,7 +1,8 @@
-"""Norms, rotary positions, attention and the gated product of a frame step: MLX's kernels, or few primitives.
+"""Products, norms, rotary positions and attention of a frame step: MLX's kernels, or few primitives.
 
-On a GPU they are MLX's fused kernels. On the CPU, where those fall apart into 11, 29 and 13 primitives, `CPUForms` does
-the same with 7, 4 and 6.
+On a GPU norms, positions and attention are MLX's fused kernels, and activations are rows (B T, D). On the CPU, where
+those fall apart into 11, 29 and 13 primitives, `CPUForms` does the same with 7, 4 and 6, and activations are columns
+(D, B T): a step is bound by reading weights, and weights @ column reads them faster than row @ weights^T.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,25 @@ Weights = dict[str, Any]  # a tree of arrays, so that a compiled step can take i
 
 
 class Forms(Protocol):
-    """How to norm (B T, D), rotate heads (B, H, T, d) and attend over them, back to (B T, H d), on a device."""
+    """What a step is made of, on activations as the device likes them; heads are (B, H, T, d) everywhere."""
+
+    def kept(self, weight: mx.array) -> mx.array:
+        """A linear's weight (out, in), or a norm's (D,), as the functions below take it; shares its memory."""
+        ...
+
+    def enter(self, rows: mx.array) -> mx.array:
+        """Rows (B T, D) -> activations."""
+        ...
+
+    def leave(self, x: mx.array) -> mx.array:
+        """Activations -> rows (B T, D)."""
+        ...
+
+    def linear(self, x: mx.array, weight: mx.array) -> mx.array: ...
+    def plus_linear(self, residual: mx.array, x: mx.array, weight: mx.array) -> mx.array: ...
+    def heads(self, x: mx.array, T: int) -> mx.array:
+        """Activations of width H d -> heads."""
+        ...
 
     def norm(self, x: mx.array, weight: mx.array) -> mx.array: ...
     def gate_and_up(self, x: mx.array, layer: Weights) -> Sequence[mx.array]: ...
@@ -33,8 +52,26 @@ class GPUForms:
         self.config = config
         self.wavelengths = rope_wavelengths(config.head_dim, config.rope_theta, config.rope_scaling)
 
+    def kept(self, weight: mx.array) -> mx.array:
+        return weight.T
+
+    def enter(self, rows: mx.array) -> mx.array:
+        return rows
+
+    def leave(self, x: mx.array) -> mx.array:
+        return x
+
+    def linear(self, x: mx.array, weight: mx.array) -> mx.array:
+        return x @ weight
+
+    def plus_linear(self, residual: mx.array, x: mx.array, weight: mx.array) -> mx.array:
+        return mx.addmm(residual, x, weight)
+
+    def heads(self, x: mx.array, T: int) -> mx.array:
+        return _heads(x, T, self.config.head_dim)
+
     def norm(self, x: mx.array, weight: mx.array) -> mx.array:
-        return mx.fast.rms_norm(x, weight[0], self.config.norm_eps)
+        return mx.fast.rms_norm(x, weight, self.config.norm_eps)
 
     def gate_and_up(self, x: mx.array, layer: Weights) -> Sequence[mx.array]:
         return tuple(mx.split(x @ layer["gate_up"], 2, axis=-1))
@@ -59,17 +96,36 @@ class CPUForms:
 
     def __init__(self, config: LlamaConfig, positions: int):
         self.config = config
-        self.mean = mx.full((config.width, 1), 1 / config.width)
+        self.mean = mx.full((1, config.width), 1 / config.width)
         self.eps = mx.full((1, 1), config.norm_eps)
         self.phases = self._phases(positions)
         mx.eval(self.mean, self.eps, self.phases)
 
+    def kept(self, weight: mx.array) -> mx.array:
+        return weight[:, None] if weight.ndim == 1 else weight
+
+    def enter(self, rows: mx.array) -> mx.array:
+        return rows.reshape(-1, 1) if rows.shape[0] == 1 else rows.T
+
+    def leave(self, x: mx.array) -> mx.array:
+        return x.reshape(1, -1) if x.shape[1] == 1 else x.T
+
+    def linear(self, x: mx.array, weight: mx.array) -> mx.array:
+        return weight @ x
+
+    def plus_linear(self, residual: mx.array, x: mx.array, weight: mx.array) -> mx.array:
+        return mx.addmm(residual, weight, x)
+
+    def heads(self, x: mx.array, T: int) -> mx.array:
+        one = x.shape[1] == 1  # then a column is its own row
+        return x.reshape(1, -1, 1, self.config.head_dim) if one else _heads(x.T, T, self.config.head_dim)
+
     def norm(self, x: mx.array, weight: mx.array) -> mx.array:
-        return x * mx.rsqrt(mx.addmm(self.eps, x.square(), self.mean)) * weight
+        return x * mx.rsqrt(mx.addmm(self.eps, self.mean, x.square())) * weight
 
     def gate_and_up(self, x: mx.array, layer: Weights) -> Sequence[mx.array]:
         """Two products: OpenBLAS is slower on the one, which is past what it calls a small matrix."""
-        return x @ layer["gate"], x @ layer["up"]
+        return layer["gate"] @ x, layer["up"] @ x
 
     def position(self, offset: Any, length: int) -> mx.array:
         """The rotations (1, heads, length, d / 2) of the positions from `offset` on."""
@@ -92,7 +148,7 @@ class CPUForms:
         elif T > 1:
             scores = scores + self._causal(H // k.shape[1], T, k.shape[2])
         y = mx.softmax(scores, axis=-1) @ v
-        return y.reshape(B, H * d) if T == 1 else _rows(y.reshape(B, H, T, d))
+        return y.reshape(H * d, 1) if B * T == 1 else _rows(y.reshape(B, H, T, d)).T
 
     def _causal(self, groups: int, T: int, L: int) -> mx.array:
         visible = mx.arange(L) <= mx.arange(L - T, L)[:, None]
@@ -105,6 +161,13 @@ class CPUForms:
         angles = mx.arange(positions)[:, None, None] / wavelengths
         scale = mx.array([config.head_dim**-0.5] * config.heads + [1.0] * config.kv_heads)[:, None]
         return scale * (mx.cos(angles) + 1j * mx.sin(angles))
+
+
+def _heads(x: mx.array, T: int, d: int) -> mx.array:
+    """Rows (B T, heads d) -> (B, heads, T, d)."""
+    if T == 1:
+        return x.reshape(x.shape[0], -1, 1, d)
+    return x.reshape(-1, T, x.shape[1] // d, d).swapaxes(1, 2)
 
 
 def _rows(x: mx.array) -> mx.array:

@@ -69,6 +69,7 @@ def main() -> None:
             "--output", sound)  # fmt: skip
     print_curve("codec, validation loss", OUTPUT / "codec")
     print_curve("model, validation loss (knowing nothing: ln 64 = 4.16)", OUTPUT / "model")
+    draw_curves(OUTPUT / "curves.png")
     reports = ", ".join(str(OUTPUT / part / "report.html") for part in ("codec", "model"))
     print(f"\ndone in {time.monotonic() - started:.0f} s\nsound:   {sound}\nreports: {reports}")
 
@@ -87,6 +88,21 @@ def print_curve(title: str, run: Path) -> None:
     print(f"\n{title}")
     for row in rows:
         print(f"  step {int(row['step']):4d}  {row['val_loss']:7.3f}  {'#' * round(50 * row['val_loss'] / highest)}")
+
+
+def draw_curves(path: Path) -> None:
+    """Both runs' losses as a picture."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    for axes, part in zip(figure.subplots(1, 2), ("codec", "model"), strict=True):
+        rows = read(OUTPUT / part / "metrics.csv")
+        for name, label in (("loss", "training"), ("val_loss", "validation")):
+            points = [(row["step"], row[name]) for row in rows if name in row]
+            axes.plot(*zip(*points, strict=True), label=label, marker="o" if name == "val_loss" else None)
+        axes.set(title=part, xlabel="update", ylabel="loss")
+        axes.legend(frameon=False)
+    figure.savefig(str(path), dpi=120)
 
 
 def loop(number: int) -> np.ndarray:

@@ -133,7 +133,7 @@ def from_scratch(
     text = None if config.condition == "none" else _text(text_encoder or TEXT_ENCODER)
     t5 = None if text is None else T5Config(**text.checkpoint.settings)
     config = weights.fitted(config, encodec_of_settings(codec_found.settings), t5)
-    return Studio(sources.Found(_drawn(config, seed), codec_found, CODEC, text), backend)
+    return Studio(sources.Found(drawn(config, seed), codec_found, CODEC, text), backend)
 
 
 def from_pretrained(
@@ -157,13 +157,13 @@ def _text(source: str) -> sources.Text:
     return sources.Text(tiny.checkpoints()["t5"], tiny.TOKENIZER) if source == "tiny" else sources.text(source)
 
 
-def _drawn(config: MusicGenConfig, seed: int) -> Checkpoint:
+def drawn(config: MusicGenConfig, seed: int) -> Checkpoint:
     """Random weights, each drawn when it is looked up."""
     settings = config.settings()
     shapes = musicgen.shapes(settings)
-    drawn = Lazy({name: partial(weights.draw, name, shape, seed) for name, shape in shapes.items()})
+    made = Lazy({name: partial(weights.draw, name, shape, seed) for name, shape in shapes.items()})
     like = {name: blank(shape) for name, shape in shapes.items()}
-    return Checkpoint(musicgen.FAMILY, musicgen.FAMILY.ours, settings, drawn, like, "random weights")
+    return Checkpoint(musicgen.FAMILY, musicgen.FAMILY.ours, settings, made, like, "random weights")
 
 
 def _fingerprint(tensors: Mapping[str, np.ndarray]) -> str:

@@ -29,7 +29,7 @@ def backend(request):
 
 def fresh(backend: str = "mlx", texts: bool = True) -> Any:
     """musicgen_tiny with the weights that training starts from."""
-    checkpoint = studio._drawn(training.tiny_config(texts), SEED)
+    checkpoint = studio.drawn(training.tiny_config(texts), SEED)
     return load.of_checkpoint(checkpoint) if backend == "mlx" else torch_model.of_checkpoint(checkpoint)
 
 

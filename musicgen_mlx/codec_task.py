@@ -23,7 +23,7 @@ from musicgen_mlx import sources
 from musicgen_mlx.config import EncodecConfig, encodec_of_settings, musicgen_tiny
 
 _TINY = musicgen_tiny().encodec
-SCALES = {  # parameters: 0.1 M, 1 M, 57 M
+SCALES = {  # parameters: 0.2 M, 4 M, 58 M
     "tiny": _TINY,
     "small": replace(_TINY, filters=16, width=64, entries=256),
     "32khz": EncodecConfig(),

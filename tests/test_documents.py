@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 
 from backends import cli
+from backends.layouts import convert
 from csm_mlx import tiny
 from csm_mlx.finetune.create_dataset import CreateDatasetOptions
 from csm_mlx.finetune.lora import apply_lora_to_model
 from csm_mlx.finetune.options import FullOptions, LoRAOptions
 from csm_mlx.finetune.train_codec import TrainCodecOptions
 from csm_mlx.generate import GenerateOptions
+from musicgen_mlx.train_codec import TrainCodecOptions as TrainEncodecOptions
+from musicgen_mlx.train_options import MusicGenOptions
 from snac_port.decode import DecodeOptions
 from snac_port.encode import EncodeOptions
 from snac_port.finetune_options import FinetuneOptions
@@ -26,7 +29,7 @@ from snac_port.prepare_dataset_folder import PrepareOptions
 from snac_port.stats import StatsOptions
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ["README.md", "docs/finetuning.md", "docs/codec-training.md", "docs/snac.md"]
+DOCUMENTS = ["README.md", "docs/finetuning.md", "docs/codec-training.md", "docs/snac.md", "docs/musicgen.md"]
 COMMANDS = {
     "snac_port.prepare_dataset_folder": PrepareOptions,
     "snac_port.finetune": FinetuneOptions,
@@ -40,6 +43,9 @@ COMMANDS = {
     "csm_mlx.finetune.finetune_lora": LoRAOptions,
     "csm_mlx.finetune.finetune": FullOptions,
     "csm_mlx.generate": GenerateOptions,
+    "backends.layouts.convert": convert.Options,
+    "musicgen_mlx.train": MusicGenOptions,
+    "musicgen_mlx.train_codec": TrainEncodecOptions,
 }
 
 
@@ -134,6 +140,12 @@ def test_the_guide_names_every_option(options):
     guide = (ROOT / "docs/finetuning.md").read_text(encoding="utf-8")
     flags = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(options)} - {"--resume"}
     assert "--no-resume" in guide
+    assert {flag for flag in flags if not re.search(rf"{flag}\b(?!-)", guide)} == set()
+
+
+def test_musicgens_guide_names_every_option():
+    guide = (ROOT / "docs/musicgen.md").read_text(encoding="utf-8")
+    flags = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(MusicGenOptions)} - {"--resume"}
     assert {flag for flag in flags if not re.search(rf"{flag}\b(?!-)", guide)} == set()
 
 

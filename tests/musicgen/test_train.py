@@ -16,7 +16,8 @@ from backends.adapters import files
 from backends.layouts import convert, musicgen
 from backends.layouts.checkpoint import find, open_checkpoint
 from backends.training import log
-from musicgen_mlx import MusicGen, condition, initial, tiny
+from musicgen_mlx import MusicGen, condition, initial, music, tiny
+from musicgen_mlx.engines import load_engine
 from musicgen_mlx.generation import generate_codes
 from musicgen_mlx.load import save_pretrained
 from musicgen_mlx.task import MusicGenTask
@@ -109,11 +110,55 @@ def test_the_trained_directory_generates(trained):
 
 
 def test_a_run_leaves_curves_and_sound(loops, tmp_path, backend):
-    run = training.run(loops, tmp_path, backend, *TEXT, "--sample-duration", 0.3, "--epochs", 1)
+    """The sample is what the exported model makes, of averaged weights too."""
+    arguments = ("--sample-duration", 0.3, "--epochs", 1, "--ema-decay", 0.5)
+    run = training.run(loops, tmp_path, backend, *TEXT, *arguments)
+    made = music.generate(load_engine(run / "last_model", backend), music.Request(["loop at 120 Hz"], [0], 0.3))[0]
+    heard, _ = soundfile.read(run / "samples" / "step_000002_generated.wav")
+    np.testing.assert_allclose(heard, np.clip(made, -1, 1), atol=1e-4)
+    assert np.abs(heard).max() > 1e-3
     report = (run / "report.html").read_text(encoding="utf-8")
     assert report.count("<audio") == 2  # before, and after the epoch
     assert "loop at 120 Hz" in report
     assert json.loads((run / "config.json").read_text())["scale"] == "xsmall"
+
+
+def test_both_backends_read_an_export(trained):
+    """And have the same logits."""
+    _, run = trained
+    codes = np.random.default_rng(0).integers(0, 65, (1, 4, 9))
+    one, two = (load_engine(run / "best_model", name) for name in BACKENDS)
+    logits = np.array(one.model(mx.array(codes), one.said(["a loop"])))
+    with torch.inference_mode():
+        theirs = two.model(torch.from_numpy(codes), two.said(["a loop"])).numpy()
+    np.testing.assert_allclose(logits, theirs, atol=1e-4)
+
+
+def test_a_run_goes_on_where_its_recordings_moved(loops, tmp_path, backend):
+    shutil.copytree(loops, tmp_path / "here")
+    training.run(tmp_path / "here", tmp_path / "run", backend, *PLAIN, "--epochs", 1)
+    (tmp_path / "here").rename(tmp_path / "there")
+    run = training.run(tmp_path / "there", tmp_path / "run", backend, *PLAIN)
+    assert losses(run) == losses(training.run(loops, tmp_path / "whole", backend, *PLAIN))
+
+
+def test_recordings_to_validate_on(loops, tmp_path, capsys):
+    held = training.loops(tmp_path / "held", 1)
+    arguments = ("mlx", *PLAIN, "--epochs", 1, "--val-split", 0)
+    run = training.run(loops, tmp_path / "run", *arguments, "--val-data", held)
+    assert "6 recordings of 12 s to train on, 1 to validate on" in capsys.readouterr().out
+    assert "val_loss" in log.read(run / "metrics.csv")[-1]
+    without = training.run(loops, tmp_path / "without", *arguments)
+    assert sorted(path.name for path in without.glob("*_model")) == ["last_model"]
+
+
+def test_bfloat16_is_pytorchs(loops, tmp_path):
+    half, whole = (
+        losses(training.run(loops, tmp_path / name, "torch", *TEXT, "--precision", name, "--epochs", 1))
+        for name in ("bfloat16", "float32")
+    )
+    assert half == pytest.approx(whole, rel=0.02)
+    assert half != whole
 
 
 @pytest.mark.parametrize("updates", [2, 3], ids=["within an epoch", "in the epoch after"])
@@ -283,9 +328,9 @@ def test_continuing_on_another_base_is_refused(base, loops, tmp_path, capsys, ba
         (["--segments-per-recording", 0], "--segments-per-recording 0"),
         (["--condition-dropout", 1.5], "--condition-dropout 1.5"),
         (["--codec", "nowhere/codec"], "nowhere/codec"),
-        (["--sample-prompt", "jungle", "--sample-duration", 1], "--sample-prompt: this model takes no prompt"),
+        ([*PLAIN, "--sample-prompt", "jungle", "--sample-duration", 1], "--sample-prompt: this model takes no prompt"),
         (["--model", "tiny", "--lora-rank", 4, "--target-modules", "nose"], "--target-modules nose"),
-        (["--backend", "mlx", "--precision", "bfloat16"], "only for --backend torch"),
+        ([*PLAIN, "--precision", "bfloat16"], "only for --backend torch"),
     ],
 )
 def test_bad_options_are_named(loops, tmp_path, capsys, extra, message):

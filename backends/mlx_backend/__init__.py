@@ -20,8 +20,8 @@ class MLXBackend:
 
     @classmethod
     def on(cls, device: str | None) -> "MLXBackend":
-        """The backend; MLX follows `mx.set_default_device`, so `device` must be None."""
-        if device is not None:
+        """The backend; MLX follows `mx.set_default_device`, so `device` must be None or "0", the only one it has."""
+        if device not in (None, "0"):
             raise InputError(f"--device {device}: only for --backend torch; MLX uses its default device")
         return cls()
 

@@ -1,7 +1,8 @@
 """Several processes that train together: start them without a launcher, or join those that one started.
 
 PyTorch's are started by torch.distributed.run, MLX's by mlx.launch, which exits with 0 whatever happens to its ranks;
-each rank therefore leaves a note of how it ended, and the run has failed unless all of them ended well.
+each rank therefore leaves a note of how it ended, and the run has failed unless all of them ended well. One process
+needs neither of them: a ring of one cannot be joined in MLX.
 """
 
 import os
@@ -30,6 +31,8 @@ def launch(module: str, argv: Sequence[str], backend: str, nproc: int) -> None:
         raise InputError(f"--nproc {nproc}: expected at least 1")
     with tempfile.TemporaryDirectory(prefix="audiosmith-") as notes:
         environment = {**os.environ, NOTES: notes, "PYTHONUNBUFFERED": "1"}
+        if nproc == 1:
+            environment["LOCAL_RANK"] = "0"
         code = subprocess.run(_command(module, argv, backend, nproc), env=environment, check=False).returncode
         codes = {path.name: int(path.read_text(encoding="utf-8")) for path in Path(notes).iterdir()}
     failed = [value for value in codes.values() if value]
@@ -70,6 +73,8 @@ def devices(backend: str) -> int:
 
 
 def _command(module: str, argv: Sequence[str], backend: str, nproc: int) -> list[str]:
+    if nproc == 1:
+        return [sys.executable, "-m", module, *argv]
     if backend == "torch":
         start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}", "-m", "--", module]
         return [sys.executable, *start, *argv]

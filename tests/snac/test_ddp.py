@@ -23,9 +23,9 @@ def model(tmp_path_factory):
     return narrow(tmp_path_factory.mktemp("narrow"))
 
 
-def start(model: Path, output: Path, backend: str, *extra: object) -> subprocess.Popen:
+def start(model: Path, output: Path, backend: str, *extra: object, nproc: int = 2) -> subprocess.Popen:
     """The command as a user types it."""
-    argv = flags(model, output, backend, "--ddp", "--nproc", 2, *extra)
+    argv = flags(model, output, backend, "--ddp", "--nproc", nproc, *extra)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, "-m", "snac_port.finetune", *argv], env=environment, cwd=ROOT, text=True,
@@ -57,7 +57,15 @@ def test_two_ranks_equal_one_process_with_the_double_batch(backend, model, tmp_p
     assert len(losses[0]) == len(losses[1]) > 4
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
     baselines = [json.loads((tmp_path / f / "baseline_metrics.json").read_text()) for f in ("two", "one")]
-    assert baselines[0]["0.2s"]["val_loss"] == pytest.approx(baselines[1]["0.2s"]["val_loss"], rel=1e-5)
+    assert baselines[0]["0.25s"]["val_loss"] == pytest.approx(baselines[1]["0.25s"]["val_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_device_is_one_process(backend, model, tmp_path):
+    code, output = finished(start(model, tmp_path / "one", backend, "--num_epochs", 1, nproc=1))
+    assert code == 0, output
+    assert f"on {backend} in 1 process(es)" in output
+    assert output.count("weights:") == 1
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -43,15 +43,14 @@ def finetune(options: FinetuneOptions) -> Result:
     """Train as the options say, or continue the run in their output_dir."""
     backend = get(options.backend, options.device)
     say = print if backend.world.rank == 0 else (lambda _line: None)
-    model: Any = from_pretrained(options.pretrained_model, backend.name, options.device)
+    model: Any = from_pretrained(options.pretrained_model, backend.name, options.device, option="--pretrained-model")
     family, task, identity = _task(options, backend, model)
     backend.train_only(
         model, lambda name: trains(name, encoder=not options.freeze_encoder, quantiser=not options.freeze_vq)
     )
     say(_describe(options, backend, model, task))
-    measured = baselines.measure(
-        backend, model, task, task.plan.stages, options.output_dir, str(sorted(identity.items()))
-    )
+    key = str([sorted(identity.items()), family.loss, options.random_seed])
+    measured = baselines.measure(backend, model, task, task.plan.stages, options.output_dir, key)
     for stage in task.plan.stages:
         say(f"baseline at {stage.name}: validation loss {measured.values[stage.name]['val_loss']:.4f}")
     task = replace(task, family=_learner(options, backend, model, family, task, measured))

@@ -18,29 +18,32 @@ from snac_port.config import SNACConfig
 OPTION = "--checkpoint"
 
 
-def from_pretrained(source: str | Path, backend: str = "auto", device: str | None = None) -> Codec:
+def from_pretrained(
+    source: str | Path, backend: str = "auto", device: str | None = None, *, option: str = OPTION
+) -> Codec:
     """A SNAC on `backend` (mlx, torch or auto) from a directory, weights file or Hub id, or "tiny".
 
     "tiny" is made on the spot, with random weights. A best_model.pt or checkpoint_epochN.pt that is not there means the
-    .safetensors or the directory of that name. `device` is for PyTorch. Raises InputError that names the file.
+    .safetensors or the directory of that name. `device` is for PyTorch. Raises InputError that names the file, and `option`
+    where there is none.
     """
     chosen = get(backend, device)
     if chosen.name == "mlx":
         from snac_port.model import SNAC
 
-        return SNAC.from_pretrained(source)
+        return SNAC.from_pretrained(source, option=option)
     from snac_port import torch_model
 
-    return torch_model.SNAC.from_pretrained(source, device=chosen.device)  # type: ignore[attr-defined]
+    return torch_model.SNAC.from_pretrained(source, device=chosen.device, option=option)  # type: ignore[attr-defined]
 
 
-def checkpoint(source: str | Path) -> Checkpoint:
+def checkpoint(source: str | Path, option: str = OPTION) -> Checkpoint:
     """The tensors of a checkpoint, checked against its configuration."""
     if str(source) == "tiny":
         from snac_port.tiny import checkpoint as tiny
 
         return tiny()
-    return open_checkpoint(find(_existing(source), layouts.FAMILY, OPTION), layouts.FAMILY)
+    return open_checkpoint(find(_existing(source, option), layouts.FAMILY, option), layouts.FAMILY)
 
 
 def save(path: Path, tensors: Mapping[str, np.ndarray], config: SNACConfig) -> Path:
@@ -50,7 +53,7 @@ def save(path: Path, tensors: Mapping[str, np.ndarray], config: SNACConfig) -> P
     return write(path, tensors, {"format": "mlx"})
 
 
-def _existing(source: str | Path) -> str | Path:
+def _existing(source: str | Path, option: str) -> str | Path:
     """The .safetensors or directory that stands for a .pt that is not there."""
     path = Path(source).expanduser()
     if path.suffix not in PICKLED or path.exists():
@@ -58,4 +61,4 @@ def _existing(source: str | Path) -> str | Path:
     for stand_in in (path.with_suffix(".safetensors"), path.with_suffix("")):
         if stand_in.exists():
             return stand_in
-    raise InputError(f"{OPTION} {source}: no such file, and no {path.stem}.safetensors or directory {path.stem} either")
+    raise InputError(f"{option} {source}: no such file, and no {path.stem}.safetensors or directory {path.stem} either")

@@ -35,9 +35,9 @@ class SNAC(nn.Module, Codec):
         self.decoder = Decoder(config)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> "SNAC":
+    def from_pretrained(cls, source: str | Path, *, option: str = load.OPTION) -> "SNAC":
         """Load from a directory, weights file or Hub id, of any layout; see `snac_port.load.from_pretrained`."""
-        return cls.of_checkpoint(load.checkpoint(source))
+        return cls.of_checkpoint(load.checkpoint(source, option))
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Checkpoint) -> "SNAC":

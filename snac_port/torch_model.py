@@ -59,9 +59,11 @@ class SNAC(Codec, snac.SNAC):
         self.config = config
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, device: torch.device | str = "cpu") -> "SNAC":
+    def from_pretrained(
+        cls, source: str | Path, *, device: torch.device | str = "cpu", option: str = load.OPTION
+    ) -> "SNAC":
         """Load from a directory, weights file or Hub id, of any layout; see `snac_port.load.from_pretrained`."""
-        return cls.of_checkpoint(load.checkpoint(source)).to(device)
+        return cls.of_checkpoint(load.checkpoint(source, option)).to(device)
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Checkpoint) -> "SNAC":

@@ -60,13 +60,12 @@ class Baselines:
 def measure(backend: Backend, model: Any, task: Task, stages: Sequence[Stage], run: Path, key: str) -> Baselines:
     """Validate the untouched `model` at each stage's length, or read what an earlier start of this run measured.
 
-    `key` identifies model and data: a file that was measured on others is not used.
+    `key` identifies model, data, loss and seed: a file that was measured on others is not used.
     """
     path = run / FILE
-    if path.exists():
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.get("of") == key:
-            return Baselines(stages, {name: values for name, values in content.items() if name != "of"})
+    kept = _kept(path, key)
+    if all(stage.name in kept for stage in stages):
+        return Baselines(stages, kept)
     evaluate = backend.eval_step(model, task.terms)
     values = {}
     for stage in stages:
@@ -78,3 +77,12 @@ def measure(backend: Backend, model: Any, task: Task, stages: Sequence[Stage], r
         write_text(path, json.dumps({**values, "of": key}, indent=1))
     backend.world.barrier()
     return Baselines(stages, values)
+
+
+def _kept(path: Path, key: str) -> dict[str, Mapping[str, float]]:
+    """What the file says by stage, nothing where it was measured on something else or is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {name: values for name, values in content.items() if name != "of"} if content["of"] == key else {}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}

@@ -40,7 +40,7 @@ def run(found: Codec, options: CodecOptions, backend: Backend) -> Result:
     codebooks = rvq_codec.buffers(family, model)
     backend.train_only(model, found.decodes if options.decoder_only else lambda name: name not in codebooks)
     say(_describe(found, options, backend, task))
-    key = str(sorted(identity.items()))
+    key = str([sorted(identity.items()), family.loss, options.seed])
     measured = baselines.measure(backend, model, task, task.plan.stages, options.output_dir, key)
     for stage in task.plan.stages:
         say(f"baseline at {stage.name}: validation loss {measured.values[stage.name]['val_loss']:.4f}")

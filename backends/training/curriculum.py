@@ -21,8 +21,8 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """The stage's key in baseline_metrics.json, e.g. "1.0s"."""
-        return f"{self.length_s:.1f}s"
+        """The stage's key in baseline_metrics.json, e.g. "1.0s" or "0.25s": stages of one length share it."""
+        return f"{self.length_s}s"
 
 
 def stages(text: str, epochs: int, batch_size: int, length_s: float) -> list[Stage]:

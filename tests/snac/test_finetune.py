@@ -69,7 +69,7 @@ def test_the_loss_falls_under_its_baseline_in_every_stage(trained):
     baselines = json.loads((output / "baseline_metrics.json").read_text())
     rows = [row for row in log.read(output / "metrics.csv") if "val_loss" in row]
     assert [row["epoch"] for row in rows] == [1, 2]
-    assert rows[0]["val_loss"] < 0.8 * baselines["0.2s"]["val_loss"]
+    assert rows[0]["val_loss"] < 0.8 * baselines["0.25s"]["val_loss"]
     assert rows[1]["val_loss"] < 0.6 * baselines["0.5s"]["val_loss"]
 
 
@@ -249,6 +249,27 @@ def test_bad_options_are_named(model, tmp_path, capsys, extra, message):
     error = capsys.readouterr().err.strip()
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def test_the_hub_s_absence_names_the_option_of_this_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(SystemExit):
+        run("hubertsiuzdak/snac_24khz", tmp_path, "mlx", "--device", 0)  # the seed's device, which MLX has too
+    assert "error: --pretrained-model hubertsiuzdak/snac_24khz: the Hub cannot" in capsys.readouterr().err
+
+
+def test_baselines_belong_to_stages_and_loss(model, tmp_path):
+    def baselines(*extra: object) -> dict:
+        run(model, tmp_path, "mlx", "--num_epochs", 1, "--no-resume", *extra)
+        return json.loads((tmp_path / "baseline_metrics.json").read_text())
+
+    first = baselines("--curriculum", "[]", "--segment_length", 0.25)
+    second = baselines("--curriculum", "[]", "--segment_length", 0.2)  # not measured in the first run
+    doubled = baselines("--curriculum", "[]", "--segment_length", 0.2, "--l1_weight", 2.0)
+    assert [set(found) - {"of"} for found in (first, second, doubled)] == [{"0.25s"}, {"0.2s"}, {"0.2s"}]
+    assert doubled["0.2s"]["val_l1"] == pytest.approx(2 * second["0.2s"]["val_l1"], rel=1e-6)
+    (tmp_path / "baseline_metrics.json").write_text("{")
+    assert baselines("--curriculum", "[]", "--segment_length", 0.2) == second
 
 
 def test_options_may_not_change_between_a_run_and_its_continuation(trained, model, capsys):

@@ -52,7 +52,10 @@ def main(options: PrepareOptions) -> None:
         print(line)
     sides = _sides([path for path in paths if not problems[path]], options)
     for path, side in sides.items():
-        _place(path, options.output_dir / side / path.relative_to(options.input_dir), options.mode)
+        relative = path.relative_to(options.input_dir)
+        other = "val" if side == "train" else "train"
+        (options.output_dir / other / relative).unlink(missing_ok=True)  # where an earlier split had put it
+        _place(path, options.output_dir / side / relative, options.mode)
     counts = [list(sides.values()).count(side) for side in ("train", "val")]
     print(f"{options.output_dir}: {counts[0]} recordings in train/, {counts[1]} in val/")
 
@@ -106,12 +109,10 @@ def _not_inside(options: PrepareOptions) -> None:
         raise InputError(f"--output_dir {options.output_dir}: is inside --input_dir; give another folder")
 
 
-def _report(bad: list[str], most: int = 10) -> Iterator[str]:
+def _report(bad: list[str]) -> Iterator[str]:
     if bad:
         yield f"left out {len(bad)}:"
-        yield from (f"  {line}" for line in bad[:most])
-        if len(bad) > most:
-            yield f"  and {len(bad) - most} more"
+        yield from (f"  {line}" for line in bad)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,25 @@ def test_bad_files_are_listed(tmp_path, capsys):
     assert "broken.wav: not readable as audio" in printed
 
 
+def test_all_bad_files_are_listed(tmp_path, capsys):
+    source = tmp_path / "in"
+    shutil.copytree(RECORDINGS, source)
+    for number in range(13):
+        (source / f"broken_{number}.wav").write_bytes(b"no sound")
+    prepare(source, tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "left out 13:" in printed
+    assert [f"broken_{number}.wav: " in printed for number in range(13)] == [True] * 13
+
+
+@pytest.mark.parametrize("mode", ["link", "copy"])
+def test_another_ratio_moves_recordings_from_side_to_side(tmp_path, mode):
+    prepare(RECORDINGS, tmp_path / "out", "--train_ratio", 0.3, "--mode", mode)
+    moved = prepare(RECORDINGS, tmp_path / "out", "--train_ratio", 0.8, "--mode", mode)
+    assert not moved["train"] & moved["val"]
+    assert moved == prepare(RECORDINGS, tmp_path / "fresh", "--train_ratio", 0.8)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [(["--train_ratio", 1.5], "--train_ratio 1.5"), (["--by_speaker"], "two sides need at least 2")],

@@ -69,7 +69,7 @@ def read_tokens(path: Path, config: SNACConfig, first: int) -> Codes:
         words = path.read_text(encoding="utf-8").split()
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as text ({error})") from error
-    bad = next((word for word in words if not word.lstrip("-").isdecimal()), None)
+    bad = next((word for word in words if not word.removeprefix("-").isdecimal()), None)
     if bad is not None:
         raise InputError(f"{path}: {bad[:20]!r} is no token; expected whole numbers")
     try:

@@ -56,7 +56,7 @@ def main(options: EncodeOptions) -> None:
             said = f"{report.duration_s:.2f} s in {size:,} bytes, real-time factor {factor:.3f}"
             print(f"{source}{heard} -> {target}: {said}", flush=True)
         else:
-            audio = open_audio(source)
+            audio, target = open_audio(source), files.new_target(target, source)
             changes = audio.changes(codec.config.sampling_rate)
             heard = f" ({changes})" if changes else ""
             count = _write_tokens(codec, audio, target, options)
@@ -78,7 +78,7 @@ def _write_tokens(codec: Codec, source: AudioFile, target: Path, options: Encode
                 file.writelines(" ".join(map(str, frame)) + "\n" for frame in frames)
                 count += frames.size
 
-    write_atomically(target.expanduser(), save)
+    write_atomically(target, save)
     return count
 
 

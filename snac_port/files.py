@@ -1,6 +1,7 @@
 """SNAC on files: encode, decode and reconstruct as streams, so that memory does not grow with the file."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ class Report:
 def encode_file(codec: Codec, source: Path | str, target: Path | str, *, chunk_s: float | None = None) -> Report:
     """Encode an audio file of any rate and channels into a file of codes (.snac)."""
     started, audio, counter = time.perf_counter(), open_audio(source), _Counter()
-    target = _new(target, audio.path)
+    target = new_target(target, audio.path)
     pieces = codec.encode_stream(counter.count(audio.blocks(codec.config.sampling_rate)), chunk_s=chunk_s)
     write_code_stream(target, pieces, codec, lambda: counter.samples)
     return _report(codec, audio, target, started, counter)
@@ -53,7 +54,7 @@ def decode_file(
     """Decode a file of codes (.snac) into an audio file."""
     started, file, counter = time.perf_counter(), CodeFile(source), _Counter()
     file.check(codec)
-    target = _new(checked_target(target), file.path)
+    target = new_target(checked_target(target), file.path)
     length = file.header.length
     audio = codec.decode_stream(file.pieces(codec.config), length=length, noise=noise, seed=seed, chunk_s=chunk_s)
     write_stream(target, counter.count(audio), codec.config.sampling_rate)
@@ -72,7 +73,7 @@ def reconstruct_file(
 ) -> Report:
     """Encode an audio file, decode it again, and compare what comes out with what went in."""
     started, audio, counter = time.perf_counter(), open_audio(source), _Counter()
-    target = _new(checked_target(target), audio.path)
+    target = new_target(checked_target(target), audio.path)
     rate_hz = codec.config.sampling_rate
     comparison = Comparison(rate_hz)
     heard = _seen(counter.count(audio.blocks(rate_hz)), lambda block: comparison.add(reference=block))
@@ -96,8 +97,8 @@ def pairs(source: Path, target: Path, suffixes: Sequence[str], new_suffix: str |
     if not found:
         raise InputError(f"--input {source}: holds no {', '.join(suffixes)} files")
     made = [(path, target / path.relative_to(source).with_suffix(new_suffix or path.suffix)) for path in found]
-    names = [goal for _, goal in made]
-    twice = next((path for path, goal in made if names.count(goal) > 1), None)
+    names = Counter(goal for _, goal in made)
+    twice = next((path for path, goal in made if names[goal] > 1), None)
     if twice is not None:
         raise InputError(f"--input {source}: {twice.name} and another file of that name would be written to one file")
     return made
@@ -149,7 +150,8 @@ def _trimmed(blocks: Iterable[np.ndarray], counter: _Counter) -> Iterator[np.nda
         made += len(block)
 
 
-def _new(target: Path | str, source: Path) -> Path:
+def new_target(target: Path | str, source: Path) -> Path:
+    """`target`, if it is another file than `source`. Raises InputError."""
     target = Path(target).expanduser()
     if target.resolve() == source.resolve():
         raise InputError(f"--output {target}: is the input; give another name")

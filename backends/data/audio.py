@@ -41,6 +41,8 @@ def prepare(signal: np.ndarray, rate_hz: int, to_hz: int, source: str = "audio")
         raise InputError(f"{source}: holds NaN or infinite samples; export it again")
     if rate_hz != to_hz:
         mono = soxr.resample(mono, rate_hz, to_hz, quality="HQ").astype(np.float32)
+        if mono.size == 0:
+            raise InputError(f"{source}: too short, holds no sample at {to_hz} Hz")
     return mono
 
 

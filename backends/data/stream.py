@@ -38,7 +38,7 @@ class AudioFile:
         Raises InputError where the file cannot be read to its end, or holds NaN or infinity.
         """
         resampler = _resampler(self.rate_hz, to_hz)
-        read = 0
+        read = made = 0
         for block, last in _with_last(self._decoded(max(1, round(block_s * self.rate_hz)))):
             if not np.isfinite(block).all():
                 raise InputError(
@@ -46,9 +46,13 @@ class AudioFile:
                 )
             read += len(block)
             mono = block.mean(axis=1)
-            yield mono if resampler is None else resampler.resample_chunk(mono, last=last)
+            piece = mono if resampler is None else resampler.resample_chunk(mono, last=last)
+            made += len(piece)
+            yield piece
         if read == 0:
             raise InputError(f"{self.path}: holds no audio samples")
+        if made == 0:
+            raise InputError(f"{self.path}: too short, holds no sample at {to_hz} Hz")
 
     def _decoded(self, samples: int) -> Iterator[np.ndarray]:
         import soundfile

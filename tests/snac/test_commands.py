@@ -203,6 +203,7 @@ def test_bad_codes_are_named(tmp_path, recordings, capsys, backend):
         ("far.txt", b"1 2 3 4 5 6 7", "token 1 is 2, expected 256 to 511 at position 1 of frame 0"),
         ("none.txt", b"", "no tokens: expected whole frames of 7"),
         ("binary.txt", b"\xff\xfe\x00", "cannot be read as text"),
+        ("signs.txt", b"1 --5", "'--5' is no token; expected whole numbers"),
     ):
         path = tmp_path / name
         path.write_bytes(content)
@@ -223,6 +224,8 @@ def test_bad_codes_are_named(tmp_path, recordings, capsys, backend):
         ("inference", ["--input", "IN", "--output", "a.wav", "--chunk-s", "-1"], "--chunk-s -1.0: expected seconds"),
         ("inference", ["--input", "IN", "--output", "a.wav", "--device", "cuda:0"], "cuda:0"),
         ("inference", ["--input", "IN", "--output", "a.wav", "--speed", "2"], "--speed"),
+        ("inference", ["--input", "SHORT", "--output", "a.wav"], "short.wav: too short, holds no sample at 8000 Hz"),
+        ("encode", ["--input", "IN", "--output", "IN", "--format", "txt"], "is the input; give another name"),
         ("encode", ["--input", "IN", "--output", "out.json"], "expected a name that ends in .snac or .txt"),
         ("encode", ["--input", "IN", "--output", "out.snac", "--first-token", "3"], ".snac files hold codes"),
         ("decode", ["--input", "nowhere", "--output", "a.wav"], "--input nowhere: no such file or folder"),
@@ -239,9 +242,13 @@ def test_options_that_do_not_fit_are_named(tmp_path, monkeypatch, capsys, record
     (tmp_path / "twice").mkdir()
     for name in ("a.wav", "a.flac"):
         soundfile.write(tmp_path / "twice" / name, np.zeros(10), 8000)
+    soundfile.write(tmp_path / "short.wav", np.zeros(1), 48_000)
     places = {"IN": recordings / "deep" / "b.flac", "EMPTY": tmp_path / "empty", "TWICE": tmp_path / "twice"}
+    places["SHORT"] = tmp_path / "short.wav"
+    before = places["IN"].read_bytes()
     line = refused(capsys, command, *[places.get(flag, flag) for flag in flags])
     assert said in line
+    assert places["IN"].read_bytes() == before
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -20,6 +20,7 @@ from tyro.conf import UseAppendAction
 from backends import cli
 from backends.data import audio
 from backends.errors import InputError
+from musicgen_mlx.adapters import put_on
 from musicgen_mlx.engines import load_engine
 from musicgen_mlx.music import Engine, Request, Sampling, generate, read_prompt
 
@@ -31,6 +32,8 @@ class GenerateOptions:
     model: str = "small"
     """A directory, a weights file, a Hub id, a key (small, medium, large, melody, melody-large, each also as stereo-*,
     micro-jungle, micro-acid), or tiny (random, for trying things out)."""
+    lora: Path | None = None
+    """An adapter that musicgen_mlx.train made of this model, lora_ckpt_*.safetensors."""
     prompt: Annotated[tuple[str, ...], UseAppendAction] = ()
     """What it should sound like; given several times it makes a batch. Without one the model makes what it likes."""
     samples: int = 1
@@ -70,10 +73,13 @@ class GenerateOptions:
 
     def engine(self) -> Engine:
         """Load the model."""
-        return load_engine(
+        found = load_engine(
             self.model, self.backend, self.device, codec=self.codec, text_encoder=self.text_encoder, dtype=self.dtype,
             bits=self.bits,
         )  # fmt: skip
+        if self.lora is not None:
+            put_on(found, self.lora)
+        return found
 
     def request(self, engine: Engine) -> Request:
         """What to make with it."""

@@ -1,13 +1,13 @@
 """A MusicGen that trains, with the codec and text encoder that it is trained with, on either backend.
 
-What is native is in `musicgen_mlx.mlx_side` and `musicgen_mlx.torch_side`, and in their engines; names here are ours.
+What is native is in `musicgen_mlx.mlx_side` and `musicgen_mlx.torch_side`, and in their engines.
 """
 
 import hashlib
 import importlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,16 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from backends.adapters import files as adapters
-from backends.adapters.initial import initial
-from backends.atomic import write_atomically, write_text
-from backends.base import AdapterInfo, Arrays, Backend, Leaf, LoRASpec
+from backends.atomic import write_text
+from backends.base import Backend
 from backends.layouts import files, musicgen
 from backends.layouts.checkpoint import Checkpoint
 from backends.layouts.files import blank
 from backends.layouts.rules import Lazy
 from musicgen_mlx import initial as weights
 from musicgen_mlx import music, sources, tiny
+from musicgen_mlx.adapters import Adapters
 from musicgen_mlx.config import MusicGenConfig, T5Config, encodec_of_settings
 from musicgen_mlx.dataset import pieces
 from musicgen_mlx.names import CODEC, TEXT_ENCODER
@@ -39,7 +38,7 @@ class Studio:
         self.engine: Any = self.side.engine(found, backend, float32=float32)
         self.model, self.config = self.engine.model, self.engine.config
         self.codec, self.text = found.codec_or_fetched(), found.text
-        self.names: dict[str, str] = self.side.names(self.model)  # of modules that can be adapted, {ours: native}
+        self.adapters = Adapters(backend, self.model)
         self._written: set[Path] = set()
 
     def recompute(self) -> None:
@@ -93,37 +92,6 @@ class Studio:
         if self.text.tokenizer.resolve() != (folder / "tokenizer.json").resolve():
             shutil.copyfile(self.text.tokenizer, folder / "tokenizer.json")
 
-    def linears(self) -> dict[str, Leaf]:
-        """Modules that can carry an adapter."""
-        leaves = self.backend.linears(self.model)
-        return {ours: leaves[native] for ours, native in self.names.items()}
-
-    def adapt(self, names: Iterable[str], spec: LoRASpec, seed: int) -> None:
-        """Freeze the model and put a fresh adapter on each named module, the same on both backends."""
-        leaves = self.linears()
-        self.backend.adapt(self.model, [self.names[name] for name in names], spec, seed)
-        start = {f"{self.names[name]}.{part}": value for name in names
-                 for part, value in initial(name, leaves[name], spec, seed).items()}  # fmt: skip
-        self.backend.load(self.model, self.backend.from_host(start), strict=False)
-
-    def save_adapter(self, path: Path, base: str) -> None:
-        """Write the adapter under our names."""
-        info = self._adapter_info(base)
-        natives = {native: ours for ours, native in self.names.items()}
-        arrays = _renamed(self.backend.trainable(self.model), natives)
-        write_atomically(path, lambda staging: self.backend.write(staging, arrays, adapters.metadata(info)))
-
-    def load_adapter(self, path: Path) -> None:
-        """Load a file into the adapter that the model carries. Raises InputError where they differ."""
-        adapters.check_same(adapters.read_info(path), self._adapter_info(""), str(path))
-        arrays = _renamed(self.backend.read(path)[0], self.names)
-        adapters.load_trained(self.backend, self.model, arrays, str(path))
-
-    def _adapter_info(self, base: str) -> AdapterInfo:
-        info = adapters.adapter_info(self.backend, self.model, base)
-        natives = {native: ours for ours, native in self.names.items()}
-        return replace(info, targets=tuple(natives[name] for name in info.targets))
-
 
 def from_scratch(
     config: MusicGenConfig, seed: int, backend: Backend, codec: str | None = None, text_encoder: str | None = None
@@ -171,8 +139,3 @@ def _fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
     for name in sorted(tensors):
         digest.update(name.encode() + np.ascontiguousarray(tensors[name]).tobytes())
     return digest.hexdigest()
-
-
-def _renamed(arrays: Arrays, names: Mapping[str, str]) -> Arrays:
-    """An adapter's arrays with their modules under other names."""
-    return {f"{names[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}": value for name, value in arrays.items()}

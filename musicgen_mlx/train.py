@@ -81,9 +81,9 @@ def _adapt(options: MusicGenOptions, studio: Studio) -> None:
         options.lora_rank, options.lora_alpha, options.dropout, use_rslora=options.use_rslora,
         use_dora=options.use_dora,
     )  # fmt: skip
-    studio.adapt(match(studio.linears(), options.target_modules, None, GROUPS), spec, options.seed)
+    studio.adapters.put(match(studio.adapters.linears(), options.target_modules, None, GROUPS), spec, options.seed)
     if options.resume_from is not None and options.resume_from.is_file():
-        studio.load_adapter(options.resume_from)
+        studio.adapters.load(options.resume_from)
 
 
 def fresh_config(options: MusicGenOptions) -> MusicGenConfig:
@@ -194,7 +194,7 @@ def _exporter(options: MusicGenOptions, studio: Studio) -> Callable[[Any, Path, 
 
     def adapter(_model: Any, directory: Path, label: str) -> Path:
         path = directory / f"lora_ckpt_{label}.safetensors"
-        studio.save_adapter(path, base=str(options.model))
+        studio.adapters.save(path, base=str(options.model))
         return path
 
     return adapter if options.lora_rank else whole

@@ -18,6 +18,7 @@ from csm_mlx.finetune.lora import apply_lora_to_model
 from csm_mlx.finetune.options import FullOptions, LoRAOptions
 from csm_mlx.finetune.train_codec import TrainCodecOptions
 from csm_mlx.generate import GenerateOptions
+from musicgen_mlx.generate import GenerateOptions as MusicOptions
 from musicgen_mlx.train_codec import TrainCodecOptions as TrainEncodecOptions
 from musicgen_mlx.train_options import MusicGenOptions
 from snac_port.decode import DecodeOptions
@@ -44,6 +45,7 @@ COMMANDS = {
     "csm_mlx.finetune.finetune": FullOptions,
     "csm_mlx.generate": GenerateOptions,
     "backends.layouts.convert": convert.Options,
+    "musicgen_mlx.generate": MusicOptions,
     "musicgen_mlx.train": MusicGenOptions,
     "musicgen_mlx.train_codec": TrainEncodecOptions,
 }

@@ -41,7 +41,7 @@ class Options:
     """torchtune, transformers or csm-mlx (CSM); mimi, kyutai-mimi or mlx-mimi (Mimi); snac, snac-legacy or mlx-snac
     (SNAC); musicgen, audiocraft-musicgen or mlx-musicgen (MusicGen); encodec, encodec-legacy, encodec-folded,
     audiocraft-encodec, mlx-examples-encodec or mlx-encodec (EnCodec); t5 or mlx-t5 (a T5 encoder); for an adapter peft
-    (a directory) or csm-mlx-lora (a file)."""
+    (a directory), csm-mlx-lora or mlx-musicgen-lora (a file)."""
     overwrite: bool = False
     """Replace DST where it exists."""
 

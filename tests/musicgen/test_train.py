@@ -11,13 +11,15 @@ import soundfile
 import torch
 from transformers import MusicgenForConditionalGeneration
 
-from backends import get
+from backends import cli, get
 from backends.adapters import files
+from backends.errors import InputError
 from backends.layouts import convert, musicgen
 from backends.layouts.checkpoint import find, open_checkpoint
 from backends.training import log
-from musicgen_mlx import MusicGen, condition, initial, music, tiny
+from musicgen_mlx import MusicGen, adapters, condition, initial, music, tiny
 from musicgen_mlx.engines import load_engine
+from musicgen_mlx.generate import GenerateOptions
 from musicgen_mlx.generation import generate_codes
 from musicgen_mlx.load import save_pretrained
 from musicgen_mlx.task import MusicGenTask
@@ -216,7 +218,14 @@ def test_a_whole_model_is_fine_tuned(base, loops, tmp_path, backend):
     assert same(*(get("mlx").to_host(arrays) for arrays in (one, two)))
 
 
-@pytest.mark.parametrize("arguments", [PLAIN, TEXT, ("--model", "tiny", *LORA)], ids=["bare", "text", "lora"])
+DORA = ("--lora-rank", 2, "--use-dora", "--target-modules", "attn", "embeddings")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [PLAIN, TEXT, ("--model", "tiny", *LORA), ("--model", "tiny", *DORA)],
+    ids=["bare", "text", "lora", "dora"],
+)
 def test_both_backends_train_alike(arguments, loops, tmp_path):
     """The same clips, segments, dropped conditions and start: the same losses."""
     mlx, torch_ = (losses(training.run(loops, tmp_path / name, name, *arguments)) for name in BACKENDS)
@@ -291,6 +300,35 @@ def test_the_adapter_is_pefts(adapted, base, tmp_path):
     assert back is None
     one, two = (get("mlx").to_host(get("mlx").read(file)[0]) for file in (tmp_path / "back.safetensors", path))
     assert same(one, two)
+
+
+def test_an_adapter_generates(adapted, base, tmp_path):
+    """On both backends, from the command too."""
+    _, run = adapted
+    path = run / "lora_ckpt_best.safetensors"
+    codes = np.random.default_rng(0).integers(0, 65, (1, 4, 9))
+    one, two = (load_engine(base, name) for name in BACKENDS)
+    before = np.array(one.model(mx.array(codes), one.said(["a loop"])))
+    for engine in (one, two):
+        adapters.put_on(engine, path)
+    logits = np.array(one.model(mx.array(codes), one.said(["a loop"])))
+    with torch.inference_mode():
+        theirs = two.model(torch.from_numpy(codes), two.said(["a loop"])).numpy()
+    np.testing.assert_allclose(logits, theirs, atol=1e-4)
+    assert np.abs(logits - before).max() > 1e-3
+    arrays, metadata = get("mlx").read(path)  # of a few updates: made strong enough to be heard in a moment
+    get("mlx").write(tmp_path / "strong.safetensors", {name: 30 * value for name, value in arrays.items()}, metadata)
+    for name in BACKENDS:
+        flags = ["--model", base, "--backend", name, "--duration", 0.3, "--prompt", "bass", "--seed", 3]
+        sounds = []
+        for lora in ([], ["--lora", tmp_path / "strong.safetensors"]):
+            options = cli.parse(GenerateOptions, [str(flag) for flag in [*flags, *lora]])
+            sounds.append(music.generate(engine := options.engine(), options.request(engine)))
+        assert not np.allclose(*sounds)
+    save_pretrained(tiny.model("none"), tmp_path / "bare")
+    bare = load_engine(tmp_path / "bare", "mlx")
+    with pytest.raises(InputError, match=r"adapts layers\.0\.cross_attn\.q_proj, which this model does not have"):
+        adapters.put_on(bare, path)
 
 
 def test_an_adapter_may_go_on_from_a_file(adapted, base, loops, tmp_path):

@@ -1,0 +1,72 @@
+"""Adapters of a MusicGen on either backend, under the names that modules have in our layout."""
+
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from backends import get
+from backends.adapters import files
+from backends.adapters.initial import initial
+from backends.adapters.strict import check_names
+from backends.atomic import write_atomically
+from backends.base import AdapterInfo, Arrays, Backend, Leaf, LoRASpec
+from backends.errors import InputError
+
+
+class Adapters:
+    """The adapters that a native model carries or may carry."""
+
+    def __init__(self, backend: Backend, model: Any):
+        self.backend, self.model = backend, model
+        side = importlib.import_module(f"musicgen_mlx.{backend.name}_side")
+        self.native: dict[str, str] = side.names(model)  # {our name of a module: its name here}
+        self.ours = {native: ours for ours, native in self.native.items()}
+
+    def linears(self) -> dict[str, Leaf]:
+        """Modules that can carry an adapter."""
+        leaves = self.backend.linears(self.model)
+        return {ours: leaves[native] for ours, native in self.native.items()}
+
+    def put(self, names: Iterable[str], spec: LoRASpec, seed: int = 0) -> None:
+        """Freeze the model and put a fresh adapter on each named module, the same on both backends."""
+        names, leaves = list(names), self.linears()
+        self.backend.adapt(self.model, [self.native[name] for name in names], spec, seed)
+        start = {f"{self.native[name]}.{part}": value for name in names
+                 for part, value in initial(name, leaves[name], spec, seed).items()}  # fmt: skip
+        self.backend.load(self.model, self.backend.from_host(start), strict=False)
+
+    def save(self, path: Path, base: str) -> None:
+        """Write what trains; `base` says what it was trained on."""
+        info, arrays = self._info(base), _renamed(self.backend.trainable(self.model), self.ours)
+        write_atomically(path, lambda staging: self.backend.write(staging, arrays, files.metadata(info)))
+
+    def load(self, path: Path) -> None:
+        """Load a file into the adapter that the model carries. Raises InputError where they differ."""
+        files.check_same(files.read_info(path), self._info(""), str(path))
+        arrays, _ = self.backend.read(path)
+        check_names(self._live(), arrays, strict=False, source=str(path))
+        files.load_trained(self.backend, self.model, _renamed(arrays, self.native), str(path))
+
+    def _live(self) -> set[str]:
+        return set(_renamed(self.backend.trainable(self.model), self.ours))
+
+    def _info(self, base: str) -> AdapterInfo:
+        info = files.adapter_info(self.backend, self.model, base)
+        return replace(info, targets=tuple(self.ours[name] for name in info.targets))
+
+
+def put_on(engine: Any, path: Path) -> None:
+    """Put the adapter of a file on an engine's model, to generate with. Raises InputError where it does not fit."""
+    info, adapters = files.read_info(path), Adapters(get(engine.name), engine.model)
+    if missing := sorted(set(info.targets) - set(adapters.native)):
+        raise InputError(f"--lora {path}: adapts {missing[0]}, which this model does not have")
+    adapters.put(info.targets, info.spec)
+    adapters.load(path)
+
+
+def _renamed(arrays: Arrays, names: Mapping[str, str]) -> Arrays:
+    """An adapter's arrays with their modules under other names; modules that have none stay as they are."""
+    parts = {name: name.rpartition(".") for name in arrays}
+    return {f"{names.get(module, module)}.{leaf}": arrays[name] for name, (module, _, leaf) in parts.items()}

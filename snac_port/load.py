@@ -24,8 +24,8 @@ def from_pretrained(
     """A SNAC on `backend` (mlx, torch or auto) from a directory, weights file or Hub id, or "tiny".
 
     "tiny" is made on the spot, with random weights. A best_model.pt or checkpoint_epochN.pt that is not there means the
-    .safetensors or the directory of that name. `device` is for PyTorch. Raises InputError that names the file, and `option`
-    where there is none.
+    .safetensors or the directory of that name. `device` is for PyTorch. Raises InputError that names the file, or
+    `option` where there is none.
     """
     chosen = get(backend, device)
     if chosen.name == "mlx":

@@ -6,12 +6,13 @@ needs neither of them: a ring of one cannot be joined in MLX.
 """
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from backends.errors import InputError
@@ -33,9 +34,9 @@ def launch(module: str, argv: Sequence[str], backend: str, nproc: int) -> None:
         environment = {**os.environ, NOTES: notes, "PYTHONUNBUFFERED": "1"}
         if nproc == 1:
             environment["LOCAL_RANK"] = "0"
-        code = subprocess.run(_command(module, argv, backend, nproc), env=environment, check=False).returncode
-        codes = {path.name: int(path.read_text(encoding="utf-8")) for path in Path(notes).iterdir()}
-    failed = [value for value in codes.values() if value]
+        code = _run(_command(module, argv, backend, nproc), environment)
+        codes = [int(path.read_text(encoding="utf-8")) for path in Path(notes).glob("*.exit")]
+    failed = [value for value in codes if value]
     if failed or len(codes) < nproc or code:
         missing = nproc - len(codes)
         print(
@@ -45,10 +46,37 @@ def launch(module: str, argv: Sequence[str], backend: str, nproc: int) -> None:
         sys.exit(failed[0] if failed else code or 1)
 
 
+def _run(command: list[str], environment: dict[str, str]) -> int:
+    """Run it to its end and return its exit code. Told to stop, tell the ranks, which save and end.
+
+    mlx.launch would leave them running. Control-C reaches them from the terminal, as it does this process.
+    """
+    process = subprocess.Popen(command, env=environment)
+
+    def forward(signum: int, _frame: object) -> None:
+        ranks = [int(path.stem.split("_")[1]) for path in Path(environment[NOTES]).glob("*.started")]
+        for pid in ranks or [process.pid]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signum)
+
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, forward),
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    }
+    try:
+        return process.wait()
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
 @contextmanager
 def noted() -> Iterator[None]:
-    """Leave a note of how this rank ends, if it was started by `launch`. A killed rank leaves none."""
+    """Leave notes of this rank and of how it ends, if it was started by `launch`. Killed, it leaves but one."""
     folder = os.environ.get(NOTES)
+    rank = next((os.environ[name] for name in ("RANK", *JOINED) if name in os.environ), "0")
+    if folder:
+        Path(folder, f"{rank}_{os.getpid()}.started").touch()
     code: object = 1
     try:
         yield
@@ -58,9 +86,8 @@ def noted() -> Iterator[None]:
         raise
     finally:
         if folder:
-            rank = next(os.environ[name] for name in ("RANK", *JOINED) if name in os.environ)
             number = code if isinstance(code, int) else 1
-            Path(folder, rank).write_text(str(number), encoding="utf-8")
+            Path(folder, f"{rank}.exit").write_text(str(number), encoding="utf-8")
 
 
 def devices(backend: str) -> int:

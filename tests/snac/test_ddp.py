@@ -86,6 +86,18 @@ def test_a_rank_that_is_killed_ends_the_run_which_then_resumes(backend, model, t
         np.testing.assert_allclose(two[name], value, rtol=0, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_command_that_is_told_to_stop_leaves_no_rank_behind(backend, model, tmp_path):
+    more = ("--batch_size", 1, "--curriculum", "[]", "--segment_length", 0.25, "--num_epochs", 40)
+    process = start(model, tmp_path, backend, *more, "--save_every_batches", 1)
+    ranks = children_with(process.pid, "snac_port.finetune", tmp_path / "checkpoints")
+    process.terminate()
+    code, output = finished(process)
+    assert code == 143, output
+    assert output.count("stopping after this step") == 2
+    assert [command(pid) for pid in ranks] == ["", ""]
+
+
 def children_with(parent: int, word: str, until: Path) -> list[int]:
     """The ranks' process numbers, once a checkpoint is there."""
     deadline = time.monotonic() + 120

@@ -11,13 +11,15 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from backends.errors import InputError
 
 NOTES = "AUDIOSMITH_RANK_NOTES"  # the folder for the ranks' notes, set for ranks that we started
+GRACE_S = 15.0  # for the other ranks to end by themselves when one has failed
 JOINED = ("MLX_RANK", "LOCAL_RANK")  # what mlx.launch and torchrun set for their processes
 
 
@@ -49,25 +51,58 @@ def launch(module: str, argv: Sequence[str], backend: str, nproc: int) -> None:
 def _run(command: list[str], environment: dict[str, str]) -> int:
     """Run it to its end and return its exit code. Told to stop, tell the ranks, which save and end.
 
-    mlx.launch would leave them running. Control-C reaches them from the terminal, as it does this process.
+    mlx.launch would leave them running, and ranks whose partner died may wait for it for ever: they are ended after
+    `GRACE_S`. Control-C reaches them from the terminal, as it does this process.
     """
+    notes = Path(environment[NOTES])
     process = subprocess.Popen(command, env=environment)
 
     def forward(signum: int, _frame: object) -> None:
-        ranks = [int(path.stem.split("_")[1]) for path in Path(environment[NOTES]).glob("*.started")]
-        for pid in ranks or [process.pid]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signum)
+        for pid in _alive(notes).values() or [process.pid]:
+            _send(pid, signum)
 
     before = {
         signal.SIGTERM: signal.signal(signal.SIGTERM, forward),
         signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
     }
+    lost_since = None
     try:
-        return process.wait()
+        while True:
+            try:
+                return process.wait(timeout=1.0)
+            except subprocess.TimeoutExpired:
+                lost_since = (lost_since or time.monotonic()) if _lost(notes) else None
+            if lost_since is not None and time.monotonic() - lost_since > GRACE_S:
+                for pid in _alive(notes).values():
+                    _send(pid, signal.SIGKILL)
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+def _started(notes: Path) -> dict[str, int]:
+    """The process numbers of the ranks that have begun."""
+    return {rank: int(pid) for rank, pid in (path.stem.split("_") for path in notes.glob("*.started"))}
+
+
+def _alive(notes: Path) -> dict[str, int]:
+    return {rank: pid for rank, pid in _started(notes).items() if _send(pid, 0)}
+
+
+def _lost(notes: Path) -> bool:
+    """Whether a rank has ended badly, or without a word."""
+    ended = {path.stem: path.read_text(encoding="utf-8") for path in notes.glob("*.exit")}
+    silent = set(_started(notes)) - set(_alive(notes)) - set(ended)
+    return bool(silent) or any(code != "0" for code in ended.values())
+
+
+def _send(pid: int, signum: int) -> bool:
+    """Send a signal; whether there is such a process."""
+    try:
+        os.kill(pid, signum)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @contextmanager

@@ -68,6 +68,7 @@ def test_one_device_is_one_process(backend, model, tmp_path):
     assert output.count("weights:") == 1
 
 
+@pytest.mark.slow  # launchers, signals and timing: not for a loaded machine
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_rank_that_is_killed_ends_the_run_which_then_resumes(backend, model, tmp_path):
     folder = tmp_path / "run"
@@ -86,6 +87,7 @@ def test_a_rank_that_is_killed_ends_the_run_which_then_resumes(backend, model, t
         np.testing.assert_allclose(two[name], value, rtol=0, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow  # launchers, signals and timing: not for a loaded machine
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_command_that_is_told_to_stop_leaves_no_rank_behind(backend, model, tmp_path):
     more = ("--batch_size", 1, "--curriculum", "[]", "--segment_length", 0.25, "--num_epochs", 40)

@@ -1,6 +1,6 @@
 #!/bin/sh
-# A tiny SNAC learns four speakers of the Free Spoken Digit Dataset, then its decoder moves to the fifth, on both
-# backends from the same start: sh examples/snac_new_speaker.sh RECORDINGS WORK
+# A tiny SNAC learns four speakers of the Free Spoken Digit Dataset, then moves to the fifth, on both backends from the
+# same start: its decoder alone, and all of it. sh examples/snac_new_speaker.sh RECORDINGS WORK
 set -e
 recordings=$1 work=$2
 python examples/fsdd_folders.py "$recordings" "$work/dataset"
@@ -10,5 +10,8 @@ for backend in mlx torch; do
   python -m snac_port.finetune --config configs/tiny.json --backend $backend \
     --pretrained-model "$work/four/best_model.pt" \
     --train-data "$work/dataset/fifth/train" --val-data "$work/dataset/fifth/val" --output-dir "$work/fifth_$backend"
+  python -m snac_port.finetune --config configs/tiny.json --backend $backend --no-freeze-encoder --no-freeze-vq \
+    --pretrained-model "$work/four/best_model.pt" \
+    --train-data "$work/dataset/fifth/train" --val-data "$work/dataset/fifth/val" --output-dir "$work/whole_$backend"
 done
 python -m snac_port.stats --checkpoint "$work/four/best_model.pt" --input "$work/dataset/fifth/val" --output "$work/stats.json"

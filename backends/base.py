@@ -279,3 +279,4 @@ class AdapterInfo:
     targets: tuple[str, ...]  # dotted names of the adapted modules
     base: str = ""  # the model it was trained on, for people to read
     trained: tuple[str, ...] = field(default=())  # parameters trained whole and stored beside the adapter
+    settings: Mapping[str, Any] | None = None  # the base model's own config.json, where known

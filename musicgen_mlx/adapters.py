@@ -8,18 +8,22 @@ from typing import Any
 
 from backends import get
 from backends.adapters import files
+from backends.adapters.base_model import check_base
 from backends.adapters.initial import initial
 from backends.adapters.strict import check_names
 from backends.atomic import write_atomically
 from backends.base import AdapterInfo, Arrays, Backend, Leaf, LoRASpec
 from backends.errors import InputError
+from musicgen_mlx.config import MusicGenConfig
+
+NOT_ADAPTED = ("name", "encodec", "t5")  # settings in which the base may differ
 
 
 class Adapters:
     """The adapters that a native model carries or may carry."""
 
-    def __init__(self, backend: Backend, model: Any):
-        self.backend, self.model = backend, model
+    def __init__(self, backend: Backend, model: Any, config: MusicGenConfig):
+        self.backend, self.model, self.config = backend, model, config
         side = importlib.import_module(f"musicgen_mlx.{backend.name}_side")
         self.native: dict[str, str] = side.names(model)  # {our name of a module: its name here}
         self.ours = {native: ours for ours, native in self.native.items()}
@@ -43,23 +47,30 @@ class Adapters:
         write_atomically(path, lambda staging: self.backend.write(staging, arrays, files.metadata(info)))
 
     def load(self, path: Path) -> None:
-        """Load a file into the adapter that the model carries. Raises InputError where they differ."""
-        files.check_same(files.read_info(path), self._info(""), str(path))
+        """Load a file into the adapter that the model carries. Raises InputError where they or the models differ."""
+        info = files.read_info(path)
+        self.check_base(info, str(path))
+        files.check_same(info, self._info(""), str(path))
         arrays, _ = self.backend.read(path)
         check_names(self._live(), arrays, strict=False, source=str(path))
         files.load_trained(self.backend, self.model, _renamed(arrays, self.native), str(path))
+
+    def check_base(self, info: AdapterInfo, source: str) -> None:
+        """Raise InputError, which begins with `source`, where the adapter is for a model of another shape."""
+        check_base(info, self.config.to_json(), source, NOT_ADAPTED)
 
     def _live(self) -> set[str]:
         return set(_renamed(self.backend.trainable(self.model), self.ours))
 
     def _info(self, base: str) -> AdapterInfo:
-        info = files.adapter_info(self.backend, self.model, base)
+        info = files.adapter_info(self.backend, self.model, base, self.config.to_json())
         return replace(info, targets=tuple(self.ours[name] for name in info.targets))
 
 
 def put_on(engine: Any, path: Path) -> None:
     """Put the adapter of a file on an engine's model, to generate with. Raises InputError where it does not fit."""
-    info, adapters = files.read_info(path), Adapters(get(engine.name), engine.model)
+    info, adapters = files.read_info(path), Adapters(get(engine.name), engine.model, engine.config)
+    adapters.check_base(info, f"--lora {path}")
     if missing := sorted(set(info.targets) - set(adapters.native)):
         raise InputError(f"--lora {path}: adapts {missing[0]}, which this model does not have")
     adapters.put(info.targets, info.spec)

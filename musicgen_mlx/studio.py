@@ -38,7 +38,7 @@ class Studio:
         self.engine: Any = self.side.engine(found, backend, float32=float32)
         self.model, self.config = self.engine.model, self.engine.config
         self.codec, self.text = found.codec_or_fetched(), found.text
-        self.adapters = Adapters(backend, self.model)
+        self.adapters = Adapters(backend, self.model, self.config)
         self._written: set[Path] = set()
 
     def recompute(self) -> None:

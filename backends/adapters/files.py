@@ -11,6 +11,7 @@ from backends.adapters.strict import check_names, check_shapes
 from backends.atomic import write_atomically
 from backends.base import AdapterInfo, Backend, LoRASpec
 from backends.errors import InputError
+from backends.layouts.files import CONFIG_KEY
 
 FORMAT = "audiosmith-lora"
 
@@ -26,12 +27,11 @@ def save_adapter(backend: Backend, model: Any, path: Path, info: AdapterInfo) ->
 
 def read_info(path: Path) -> AdapterInfo:
     """What an adapter file says of itself; reads only its header. Raises InputError where it is no such file."""
-    path = _file(path)
-    info = _info(path)
+    info = stored_info(path)
     if info is None:
         raise InputError(
-            f"{path}: an adapter without rank, alpha and targets in its metadata: apply an adapter with the values it "
-            "was trained with, then load it"
+            f"{_file(path)}: an adapter without rank, alpha and targets in its metadata: apply an adapter with the "
+            "values it was trained with, then load it"
         )
     return info
 
@@ -43,22 +43,27 @@ def load_adapter(backend: Backend, model: Any, path: Path) -> None:
     only names and shapes are checked. Raises InputError that names both values where rank, alpha, use_dora,
     use_rslora or targets differ, and where a tensor is missing or unexpected.
     """
-    path = _file(path)
-    info, live = _info(path), adapter_info(backend, model)
+    path, live = _file(path), adapter_info(backend, model)
+    info = stored_info(path)
     if info is not None:
         check_same(info, live, str(path))
     arrays, _ = backend.read(path)
     load_trained(backend, model, arrays, str(path))
 
 
-def adapter_info(backend: Backend, model: Any, base: str = "") -> AdapterInfo:
-    """The adapter that `model` carries. Raises InputError where there is none."""
+def adapter_info(
+    backend: Backend, model: Any, base: str = "", settings: Mapping[str, Any] | None = None
+) -> AdapterInfo:
+    """The adapter that `model` carries, `base` and `settings` being its name and config.json.
+
+    Raises InputError where there is none.
+    """
     adapters = backend.adapters(model)
     if not adapters:
         raise InputError("this model carries no adapter: apply one first (apply_lora_to_model)")
     _, spec = next(iter(adapters.values()))
     whole = [name for name in backend.trainable(model) if not is_adapter(name, adapters)]
-    return AdapterInfo(spec, tuple(adapters), base, tuple(whole))
+    return AdapterInfo(spec, tuple(adapters), base, tuple(whole), settings)
 
 
 def load_trained(backend: Backend, model: Any, arrays: Mapping[str, Any], source: str) -> None:
@@ -101,7 +106,7 @@ def _listed(targets: tuple[str, ...], others: tuple[str, ...]) -> str:
 
 def metadata(info: AdapterInfo) -> dict[str, str]:
     """What an adapter file says of itself, as `read_info` reads it."""
-    spec = info.spec
+    spec, settings = info.spec, info.settings
     return {
         "format": FORMAT,
         "rank": str(spec.rank),
@@ -112,11 +117,13 @@ def metadata(info: AdapterInfo) -> dict[str, str]:
         "targets": json.dumps(info.targets),
         "base": info.base,
         "trained": json.dumps(info.trained),
+        **({} if settings is None else {CONFIG_KEY: json.dumps(settings)}),
     }
 
 
-def _info(path: Path) -> AdapterInfo | None:
-    """The metadata of a file; None where it has none of ours."""
+def stored_info(path: Path) -> AdapterInfo | None:
+    """As `read_info`, but None where the file has no metadata of ours, as those of csm-mlx's trainer."""
+    path = _file(path)
     try:
         with safe_open(str(path), framework="np") as file:
             metadata = file.metadata() or {}
@@ -129,9 +136,10 @@ def _info(path: Path) -> AdapterInfo | None:
         switches = {name: json.loads(metadata[name]) for name in ("use_rslora", "use_dora")}
         spec = LoRASpec(**numbers, dropout=float(metadata["dropout"]), **switches)
         targets, trained = (tuple(json.loads(metadata[name])) for name in ("targets", "trained"))
+        settings = json.loads(metadata[CONFIG_KEY]) if CONFIG_KEY in metadata else None
     except (KeyError, ValueError) as error:
         raise InputError(f"{path}: its adapter metadata is damaged ({error}): save or download it again") from error
-    return AdapterInfo(spec, targets, metadata.get("base", ""), trained)
+    return AdapterInfo(spec, targets, metadata.get("base", ""), trained, settings)
 
 
 def _file(path: Path) -> Path:

@@ -56,7 +56,8 @@ def write_peft(
     config = to_config(info, targets, whole, others)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / CONFIG).unlink(missing_ok=True)  # a directory with a config is whole
-    files.write(directory / TENSORS, {f"{_PREFIX}{name}": value for name, value in tensors.items()})
+    said = {} if info.settings is None else {files.CONFIG_KEY: json.dumps(info.settings)}  # peft does not look at it
+    files.write(directory / TENSORS, {f"{_PREFIX}{name}": value for name, value in tensors.items()}, said)
     write_text(directory / CONFIG, json.dumps(config, indent=2, sort_keys=True))
     return directory
 

@@ -1,7 +1,7 @@
 """Adapters between our single file and PEFT's directory, without the model: its modules' shapes are enough."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +15,16 @@ from backends.adapters.strict import check_names
 from backends.base import AdapterInfo, Arrays, Backend, Leaf, LoRASpec
 from backends.errors import InputError
 from backends.layouts.families import Adaptable, Family, Settings, everything
-from backends.layouts.files import TensorFile, blank, open_tensors, read_json, write
+from backends.layouts.files import (
+    CONFIG_KEY,
+    TensorFile,
+    blank,
+    metadata,
+    open_tensors,
+    parse_json,
+    read_json,
+    write,
+)
 from backends.layouts.rules import to_ours
 
 PEFT = "peft"
@@ -31,7 +40,7 @@ def to_peft(source: str, folder: Path) -> str:
     path = Path(source).expanduser()
     info = read_info(path)
     kind, how = _family_of(info, path)
-    settings, known = _settings(kind, path.parent, info.base)
+    settings, known = _settings(kind, info.settings, path, info.base)
     model = _outline(kind, how, settings)
     try:
         check_names(model.leaves, info.targets, strict=False, source=str(path))
@@ -40,6 +49,8 @@ def to_peft(source: str, folder: Path) -> str:
         load_adapter(_backend, model, path)
     except InputError as error:
         raise error if known else _needs_configuration(path, kind, error) from error
+    if known:
+        info = replace(info, settings=kind.write_settings(settings, kind.ours))
     write_peft(_backend, model, folder, info, rules=kind.rules(how.layout, settings), tied=how.tied)
     return _described(str(path), info)
 
@@ -50,12 +61,14 @@ def from_peft(source: str, file: Path, kind: Family) -> str:
     _peft_files([file.name for file in folder.iterdir()], source)
     how = cast(Adaptable, kind.adaptable)
     base = read_json(folder / CONFIG).get("base_model_name_or_path") or ""
-    settings, known = _settings(kind, folder, base)
+    stored = open_tensors(folder / TENSORS)
+    said = metadata(stored).get(CONFIG_KEY)
+    inside = parse_json(said, f"{folder / TENSORS}: its metadata") if said else None
+    settings, known = _settings(kind, inside, folder / TENSORS, base)
     rules = kind.rules(how.layout, settings)
     model = _outline(kind, how, settings)
     # PEFT adds the base weights of some adapted modules. They cannot be compared without the model, so they count as
     # the outline's own, and are said to be left out.
-    stored = open_tensors(folder / TENSORS)
     bases = {name.removeprefix("base_model.model.").replace(".base_layer.", "."): name for name in stored}
     bases = {name: stored[old] for name, old in bases.items() if ".base_layer." in old}
     for name, value in to_ours(bases, rules, str(folder)).items():
@@ -64,6 +77,8 @@ def from_peft(source: str, file: Path, kind: Family) -> str:
         info = read_peft(_backend, model, folder, rules=rules, tied=how.tied)
     except InputError as error:
         raise error if known else _needs_configuration(folder, kind, error) from error
+    if known:
+        info = replace(info, settings=kind.write_settings(settings, kind.ours))
     save_adapter(_backend, model, file, info)
     left = f", without {len(bases)} base weight(s), which must be those of the model it goes on" if bases else ""
     return _described(str(folder), info) + left
@@ -89,9 +104,11 @@ def _family_of(info: AdapterInfo, path: Path) -> tuple[Family, Adaptable]:
     raise InputError(f"{path}: adapts {info.targets[0]}, which is in no model that PEFT's form is known for")
 
 
-def _settings(kind: Family, folder: Path, base: str) -> tuple[Settings, bool]:
-    """The base model's settings, and whether a configuration said so: beside the adapter, or where its base lies."""
-    for place in (folder, *([Path(base).expanduser()] if base else [])):
+def _settings(kind: Family, inside: Settings | None, path: Path, base: str) -> tuple[Settings, bool]:
+    """The base model's settings, and whether a configuration said so: the adapter's own, beside it, or the base's."""
+    if inside and (settings := kind.read_settings(inside, f"{path}: its metadata")):
+        return settings, True
+    for place in (path.parent, *([Path(base).expanduser()] if base else [])):
         config = (place if place.is_dir() else place.parent) / "config.json"
         if config.is_file() and (settings := kind.read_settings(read_json(config), str(config))):
             return settings, True

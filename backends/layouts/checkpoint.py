@@ -10,7 +10,7 @@ from backends import hub
 from backends.adapters.strict import check_names, check_shapes
 from backends.errors import InputError
 from backends.layouts.families import Companion, Family, Settings, family
-from backends.layouts.files import blank, blanks, metadata, open_tensors, read_json
+from backends.layouts.files import CONFIG_KEY, blank, blanks, metadata, open_tensors, parse_json, read_json
 from backends.layouts.rules import Absent, AnyRule, renamed, to_ours, to_theirs
 
 Tensors = Mapping[str, np.ndarray]
@@ -102,12 +102,13 @@ def find(source: str | Path, kind: Family, option: str) -> Path:
 def open_checkpoint(path: Path, kind: Family) -> Checkpoint:
     """Read a weights file with its configuration, or the published one where the tensors are that model's.
 
-    The configuration is config.json in the directory of the file's name (best_model/ for best_model.pt), or beside it.
+    The configuration is in the file's metadata, or is config.json in the directory of the file's name (best_model/ for
+    best_model.pt), or beside it.
     """
     tensors = open_tensors(path)
     own = path.with_suffix("") / "config.json"
     config = own if own.is_file() else path.parent / "config.json"
-    settings = kind.read_inside(metadata(tensors), str(path))
+    settings = _inside(kind, tensors, path)
     if settings is None and config.is_file():
         settings = kind.read_settings(read_json(config), str(config))
     if settings is not None:
@@ -120,6 +121,14 @@ def open_checkpoint(path: Path, kind: Family) -> Checkpoint:
             f"{path}: its configuration is needed, because these are not the published {kind.title}'s tensors: "
             f"put the model's config.json beside it ({error})"
         ) from error
+
+
+def _inside(kind: Family, tensors: Tensors, path: Path) -> Settings | None:
+    """The settings in a file's metadata, which are a config.json of ours or what the family itself understands."""
+    said, source = metadata(tensors), f"{path}: its metadata"
+    if CONFIG_KEY in said:
+        return kind.read_settings(parse_json(said[CONFIG_KEY], source), source)
+    return kind.read_inside(said, str(path))
 
 
 def find_companions(checkpoint: Checkpoint, path: Path) -> dict[str, Checkpoint]:
@@ -135,5 +144,5 @@ def _companion(checkpoint: Checkpoint, wanted: Companion, path: Path) -> Checkpo
         return read(kind, tensors, settings, str(path))
     for beside in (path.parent / name for name in wanted.files):
         if beside.is_file() and (tensors := open_tensors(beside)):
-            return read(kind, tensors, kind.read_inside(metadata(tensors), str(beside)) or settings, str(beside))
+            return read(kind, tensors, _inside(kind, tensors, beside) or settings, str(beside))
     return None

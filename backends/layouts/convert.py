@@ -23,7 +23,7 @@ from backends.errors import InputError
 from backends.layouts import adapters
 from backends.layouts.checkpoint import Checkpoint, Tensors, find, find_companions, open_checkpoint
 from backends.layouts.families import Companion, Family, everything, family
-from backends.layouts.files import PICKLED, read_json, write
+from backends.layouts.files import CONFIG_KEY, PICKLED, read_json, write
 from backends.layouts.rules import renamed, together
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -77,7 +77,9 @@ def _convert_weights(options: Options, kind: Family) -> None:
     source = _with_settings_of(along, source)
     print(_described(source))
     if as_file:
-        write(options.dst, *_weights(source, along, options.to))
+        tensors, about, like = _weights(source, along, options.to)
+        config = source.family.write_settings(source.settings, source.family.ours)
+        write(options.dst, tensors, {**about, CONFIG_KEY: json.dumps(config)}, like)
     else:
         _replace(options.dst, lambda folder: _fill(folder, source, along, path, options.to))
     about = "".join(_about(wanted, source, along.get(wanted.family), options) for wanted in kind.companions)

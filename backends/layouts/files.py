@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from backends.atomic import write_atomically
 from backends.errors import InputError, missing_extra
 
+CONFIG_KEY = "config"  # the metadata of a weights or adapter file that holds its model's config.json
 PICKLED = (".pt", ".pth", ".bin", ".th", ".ckpt")
 _DTYPES = {
     "F32": np.dtype(np.float32),
@@ -133,13 +134,21 @@ def _header(like: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> byte
 def read_json(path: Path) -> dict:
     """A JSON object from a file, with one-line errors."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def parse_json(text: str, source: str) -> dict:
+    """A JSON object from text, with one-line errors that begin with `source`."""
+    try:
+        content = json.loads(text)
     except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from error
+        raise InputError(f"{source}: not valid JSON ({error})") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a JSON object")
+        raise InputError(f"{source}: expected a JSON object")
     return content
 
 

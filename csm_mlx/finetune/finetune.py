@@ -3,10 +3,12 @@
 python -m csm_mlx.finetune.finetune --data-path dataset.json --output-dir finetune_output
 """
 
+import json
 from pathlib import Path
 
 from backends import cli, get
 from backends.atomic import write_atomically
+from backends.layouts.files import CONFIG_KEY
 from csm_mlx.finetune.options import FullOptions
 from csm_mlx.finetune.run import finetune, load_model
 from csm_mlx.load import load_file
@@ -24,9 +26,8 @@ def main(options: FullOptions) -> None:
 
     def export(live: CSM, directory: Path, label: str) -> Path:
         path = directory / f"ckpt_{label}.safetensors"
-        return write_atomically(
-            path, lambda staging: backend.write(staging, backend.parameters(live), {"format": "mlx"})
-        )
+        about = {"format": "mlx", CONFIG_KEY: json.dumps(live.config.to_json())}
+        return write_atomically(path, lambda staging: backend.write(staging, backend.parameters(live), about))
 
     finetune(options, model, export, title=f"CSM fine-tuning on {options.data_path.name}")
 

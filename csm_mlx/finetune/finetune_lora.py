@@ -38,7 +38,8 @@ def main(options: LoRAOptions) -> None:
         _start_from(model, options)
 
     def export(live: CSM, directory: Path, label: str) -> Path:
-        info = files.adapter_info(backend, live, base=str(options.pretrained_path or options.model))
+        base = str(options.pretrained_path or options.model)
+        info = files.adapter_info(backend, live, base, live.config.to_json())
         path = directory / f"lora_ckpt_{label}.safetensors"
         files.save_adapter(backend, live, path, info)
         return path

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from backends import get
 from backends.adapters import files
+from backends.adapters.base_model import check_base
 from backends.adapters.matching import match
 from backends.base import LoRASpec
 from backends.errors import InputError
@@ -12,6 +13,7 @@ from csm_mlx.finetune.options import EMBEDDINGS
 from csm_mlx.model import CSM
 
 GROUPS = {"attn": ("self_attn",), "mlp": (".mlp.",)}
+NOT_ADAPTED = ("name", "max_positions", "mimi")  # settings in which the base may differ
 
 
 def apply_lora_to_model(
@@ -42,15 +44,22 @@ def load_lora_weights(model: CSM, path: str | Path) -> CSM:
     """Load a lora_ckpt_*.safetensors into a model on which the same adapter was applied; returns the model.
 
     Embeddings that were trained whole are in the file and are set too. Raises InputError that names both values where
-    rank, alpha or targets differ from the file's.
+    rank, alpha, targets or the base model's shape differ from the file's.
     """
-    files.load_adapter(get("mlx"), model, Path(path))
+    path = Path(path)
+    if (info := files.stored_info(path)) is not None:
+        check_base(info, model.config.to_json(), str(path), NOT_ADAPTED)
+    files.load_adapter(get("mlx"), model, path)
     return model
 
 
 def load_adapter(model: CSM, path: str | Path) -> CSM:
-    """Apply and load in one: rank, alpha and targets are taken from the file; returns the model."""
+    """Apply and load in one: rank, alpha and targets are taken from the file; returns the model.
+
+    Raises InputError that names both where the file is for a model of another shape.
+    """
     backend, info = get("mlx"), files.read_info(Path(path))
+    check_base(info, model.config.to_json(), str(path), NOT_ADAPTED)
     unknown = set(info.targets) - set(backend.linears(model))
     if unknown:
         raise InputError(f"{path}: adapts {min(unknown)}, which this model does not have: it is for another model")

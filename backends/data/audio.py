@@ -10,6 +10,7 @@ from backends.atomic import write_atomically
 from backends.errors import InputError
 
 FORMATS = (".wav", ".flac", ".ogg", ".mp3")
+SILENT = 1e-3  # peaks below this (-60 dB of full scale) are no recording of anything
 
 
 def read(path: Path | str, rate_hz: int) -> np.ndarray:
@@ -17,6 +18,21 @@ def read(path: Path | str, rate_hz: int) -> np.ndarray:
 
     Raises InputError that names the file if it is missing, empty, not readable as audio, or holds NaN or infinity.
     """
+    signal, file_rate_hz = _signal(path)
+    return prepare(signal, file_rate_hz, rate_hz, source=str(path))
+
+
+def audible_s(path: Path | str) -> float:
+    """Length in seconds of a recording to train on. Raises InputError as `read` does, and where nothing is heard."""
+    signal, rate_hz = _signal(path)
+    mono = prepare(signal, rate_hz, rate_hz, source=str(path))
+    if np.abs(mono).max() < SILENT:
+        raise InputError(f"{path}: is silent: no sample reaches {SILENT:g} of full scale")
+    return mono.size / rate_hz
+
+
+def _signal(path: Path | str) -> tuple[np.ndarray, int]:
+    """A file's samples (channels, samples) and rate."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise InputError(f"{path}: no such audio file")
@@ -26,7 +42,7 @@ def read(path: Path | str, rate_hz: int) -> np.ndarray:
         raise InputError(
             f"{path}: not readable as audio ({_first_line(error)}); expected WAV, FLAC, OGG or MP3"
         ) from error
-    return prepare(signal, int(file_rate_hz), rate_hz, source=str(path))
+    return signal, int(file_rate_hz)
 
 
 def prepare(signal: np.ndarray, rate_hz: int, to_hz: int, source: str = "audio") -> np.ndarray:

@@ -104,7 +104,7 @@ def _family_of(info: AdapterInfo, path: Path) -> tuple[Family, Adaptable]:
     raise InputError(f"{path}: adapts {info.targets[0]}, which is in no model that PEFT's form is known for")
 
 
-def _settings(kind: Family, inside: Settings | None, path: Path, base: str) -> tuple[Settings, bool]:
+def _settings(kind: Family, inside: Mapping[str, Any] | None, path: Path, base: str) -> tuple[Settings, bool]:
     """The base model's settings, and whether a configuration said so: the adapter's own, beside it, or the base's."""
     if inside and (settings := kind.read_settings(inside, f"{path}: its metadata")):
         return settings, True

@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tqdm import tqdm
+
 from backends import cli
 from backends.atomic import write_text
-from backends.data.audio import duration_s
+from backends.data.audio import audible_s, duration_s
 from backends.data.manifest import Clip, write_manifest
 from backends.errors import InputError
 
@@ -43,8 +45,12 @@ class CreateDatasetOptions:
     """LJSpeech's metadata.csv; default: the one in the folder, if there is one."""
     max_samples: int | None = None
     """Stop after so many clips."""
+    max_audio_length_ms: float = 160_000
+    """Leave out longer recordings; CSM's 2048 positions of 80 ms hold no more beside a text."""
 
     def __post_init__(self) -> None:
+        if not self.max_audio_length_ms > 0:
+            raise InputError(f"--max-audio-length-ms {self.max_audio_length_ms}: expected a positive number")
         if self.max_samples is not None and self.max_samples < 1:
             raise InputError(f"--max-samples {self.max_samples}: expected at least 1")
         if self.default_speaker < 0:
@@ -81,8 +87,8 @@ def create_dataset(options: CreateDatasetOptions) -> tuple[list[Clip], list[Skip
     if not options.audio_dir.is_dir():
         raise InputError(f"--audio-dir {options.audio_dir}: no such folder")
     clips, skipped = [], []
-    for candidate in _candidates(options):
-        checked = _checked(candidate)
+    for candidate in tqdm(_candidates(options), desc="reading", unit="clip"):
+        checked = _checked(candidate, options.max_audio_length_ms)
         (skipped if isinstance(checked, Skipped) else clips).append(checked)
         if options.max_samples is not None and len(clips) >= options.max_samples:
             break
@@ -142,17 +148,20 @@ def _from_metadata(metadata: Path, options: CreateDatasetOptions) -> Iterator[Cl
         yield Clip(text, path, options.default_speaker)
 
 
-def _checked(clip: Clip | Skipped) -> Clip | Skipped:
+def _checked(clip: Clip | Skipped, longest_ms: float) -> Clip | Skipped:
+    """Whether a clip can be trained on: everything that training would refuse is found now."""
     if isinstance(clip, Skipped):
         return clip
     if not clip.text:
         return Skipped(clip.audio_path, "its transcript is empty")
     try:
-        if duration_s(clip.audio_path) > 0:
-            return clip
+        seconds = audible_s(clip.audio_path)
     except InputError as error:
         return Skipped(clip.audio_path, str(error).removeprefix(f"{clip.audio_path}: "))
-    return Skipped(clip.audio_path, "holds no audio")
+    if seconds > longest_ms / 1000:
+        limit = f"--max-audio-length-ms {longest_ms:g}"
+        return Skipped(clip.audio_path, f"lasts {seconds:.2f} s, longer than {limit}: cut it where the text can be cut")
+    return clip
 
 
 def _by_folder(clips: list[Clip]) -> list[Clip]:

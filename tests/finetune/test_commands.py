@@ -16,7 +16,7 @@ from backends import cli
 from backends.data import audio
 from backends.errors import InputError
 from backends.training.log import read
-from csm_mlx.finetune import finetune_lora
+from csm_mlx.finetune import finetune, finetune_lora
 from csm_mlx.finetune.create_dataset import CreateDatasetOptions
 from csm_mlx.finetune.options import FullOptions, LoRAOptions
 from csm_mlx.generate import GenerateOptions
@@ -83,6 +83,15 @@ def test_errors_in_flags_are_one_line_whatever_the_terminal(words, message, enco
 def test_hyphens_and_underscores_are_the_same():
     options = cli.parse(LoRAOptions, ["--data_path", "d.json", "--lora_rank", "3", "--train_embeddings"])
     assert (options.lora_rank, options.train_embeddings) == (3, True)
+
+
+def test_help_says_that_weights_files_stay(capsys):
+    """--keep-last is about checkpoints/ alone, as test_step_files_and_checkpoints shows."""
+    with pytest.raises(SystemExit) as stop:
+        cli.run(finetune.main, FullOptions, ["--help"])
+    assert stop.value.code == 0
+    shown = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    assert "lora_ckpt_* and ckpt_* files stay until you delete them" in shown
 
 
 def test_every_option_is_read_somewhere():

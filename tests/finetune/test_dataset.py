@@ -51,6 +51,28 @@ def test_transcripts_in_their_order_and_what_is_left_out(folder, capsys):
         assert reason in printed
 
 
+@pytest.mark.parametrize(
+    ("name", "samples", "reason"),
+    [
+        ("empty", np.zeros(0), "holds no audio samples"),
+        ("nan", np.array([0.1, np.nan, 0.1]), "holds NaN or infinite samples"),
+        ("inf", np.array([0.1, np.inf, 0.1]), "holds NaN or infinite samples"),
+        ("silent", np.zeros(8000), "is silent: no sample reaches 0.001 of full scale"),
+        ("opposed", np.array([[0.5, -0.5]] * 8000), "is silent"),  # its channels cancel out, and are averaged
+        ("long", np.full(8000, 0.1), "lasts 1.00 s, longer than --max-audio-length-ms 900"),
+    ],
+)
+def test_recordings_that_cannot_be_trained_on_are_named_at_once(folder, capsys, name, samples, reason):
+    import soundfile
+
+    soundfile.write(folder / f"{name}.wav", samples, 8000, subtype="FLOAT")
+    (folder / f"{name}.txt").write_text(name, encoding="utf-8")
+    create("--audio-dir", folder, "--output-json", folder / "d.json", "--max-audio-length-ms", 900)
+    rows = json.loads((folder / "d.json").read_text(encoding="utf-8"))
+    assert [row["audio_path"] for row in rows] == ["0.wav", "1.wav", "2.wav"]
+    assert f"{folder / name}.wav: {reason}" in capsys.readouterr().out
+
+
 def test_one_suffix_a_speaker_and_a_limit(folder):
     create("--audio-dir", folder, "--output-json", folder / "d.json", "--transcript-suffix", "txt", "--default-speaker", 7,
            "--max-samples", 1)  # fmt: skip
@@ -101,7 +123,9 @@ def test_flags_that_a_metadata_csv_would_ignore_are_an_error(flags, tmp_path, ca
     assert "leave out --recursive and --transcript-suffix" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--max-samples", 0), ("--default-speaker", -1)])
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--max-samples", 0), ("--default-speaker", -1), ("--max-audio-length-ms", -1.0)]
+)
 def test_numbers_out_of_range_are_an_error(flag, value, folder, capsys):
     with pytest.raises(SystemExit) as stop:
         create("--audio-dir", folder, "--output-json", folder / "d.json", flag, value)

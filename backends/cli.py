@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar, get_type_hints
 
 import tyro
@@ -31,6 +32,15 @@ def run(main: Callable[[Options], object], options: type[Options], argv: Sequenc
         if note := blas.hint():
             print(note, file=sys.stderr)
         main(parsed)
+
+
+def callable_module(name: str, function: Callable) -> None:
+    """Let the module `name` be called like `function`, whose name it has.
+
+    A command `package.generate` and a function `generate` of the package are one attribute of it, in which Python puts
+    the module as soon as somebody imports that.
+    """
+    sys.modules[name].__class__ = type(name, (ModuleType,), {"__call__": staticmethod(function)})
 
 
 def script(main: Callable[..., object]) -> None:

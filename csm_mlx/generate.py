@@ -10,7 +10,6 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import mlx.core as mx
@@ -170,12 +169,7 @@ def _closing(options: GenerateOptions, seconds: float, elapsed: float, *, full: 
     )
 
 
-class _Callable(ModuleType):
-    def __call__(self, *arguments: Any, **options: Any) -> mx.array:
-        return generate(*arguments, **options)
-
-
-sys.modules[__name__].__class__ = _Callable
+cli.callable_module(__name__, generate)
 
 if __name__ == "__main__":
     cli.run(main, GenerateOptions)

@@ -6,12 +6,10 @@ The importable function is `musicgen_mlx.generate`; its home is `musicgen_mlx.mu
 module in the function's place in the package, so the module can be called like the function.
 """
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -124,12 +122,7 @@ def _paths(output: Path, count: int) -> list[Path]:
     return [output.with_name(f"{output.stem}_{index}{output.suffix}") for index in range(count)]
 
 
-class _Callable(ModuleType):
-    def __call__(self, *arguments: Any, **options: Any) -> np.ndarray:
-        return generate(*arguments, **options)
-
-
-sys.modules[__name__].__class__ = _Callable
+cli.callable_module(__name__, generate)
 
 if __name__ == "__main__":
     cli.run(main, GenerateOptions)

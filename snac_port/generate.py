@@ -7,13 +7,8 @@ The importable function is `snac_port.generate`; its home is `snac_port.generati
 module in the function's place in the package, so the module can be called like the function.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
-
-import numpy as np
 
 from backends import cli
 from backends.data.stream import checked_target, write_stream
@@ -68,12 +63,7 @@ def main(options: GenerateOptions) -> None:
     print(f"{target}: {codes.duration_s:.2f} s of {what}")
 
 
-class _Callable(ModuleType):
-    def __call__(self, *arguments: Any, **options: Any) -> np.ndarray:
-        return generate(*arguments, **options)
-
-
-sys.modules[__name__].__class__ = _Callable
+cli.callable_module(__name__, generate)
 
 if __name__ == "__main__":
     cli.run(main, GenerateOptions)

@@ -41,7 +41,7 @@ class TrainOptions:
     lr_min_ratio: float = 0.0
     """The share of the peak that linear and cosine fall to."""
     save_every: int = 100
-    """Save a checkpoint, and an adapter or CSM's weights as *ckpt_step_N, every so many optimizer steps; 0 turns it off."""
+    """Save a checkpoint, and an adapter or CSM's weights, every so many optimizer steps; 0 turns it off."""
     save_minutes: float = 10.0
     """Also save when so many minutes have passed since the last checkpoint; 0 turns it off."""
     keep_last: int = 2

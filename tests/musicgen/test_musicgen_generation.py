@@ -229,3 +229,12 @@ def test_half_precision_files_are_float32_on_the_cpu(tmp_path):
     dtypes = {asked: load_engine(tmp_path, "mlx", dtype=asked).model.dtype for asked in (None, "float16")}
     expected = mx.float32 if mx.default_device() == mx.Device(mx.cpu) else mx.float16
     assert dtypes == {None: expected, "float16": mx.float16}
+
+
+def test_importing_the_command_leaves_the_function_callable():
+    code = (
+        "import musicgen_mlx.generate, snac_port.generate, snac_port; from musicgen_mlx import Request, generate, load_engine;"
+        "print(generate(load_engine('tiny', 'mlx'), Request([None], [0], 0.1)).shape, callable(snac_port.generate))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "(1, 3200) True"

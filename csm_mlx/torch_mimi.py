@@ -4,16 +4,13 @@ transformers' MimiModel hands out codes, through which no gradient comes back to
 learn. Latents are (B, T, D). Names are those of transformers' files, but for the quantiser, whose names are ours.
 """
 
-import numpy as np
 import torch
 from torch import nn
 
 from backends.errors import missing_extra
-from backends.layouts.checkpoint import Checkpoint
-from backends.layouts.mimi import rules
+from backends.layouts.mimi import FAMILY
 from backends.layouts.mimi_settings import to_transformers
-from backends.layouts.rules import to_ours
-from backends.torch_backend import files
+from backends.torch_backend.codec import CodecTwin, Draw, Quantised
 from backends.torch_backend.rvq import ResidualQuantizer
 from csm_mlx.config import MimiConfig, mimi_of_settings
 
@@ -23,11 +20,11 @@ try:
 except ImportError as error:
     raise missing_extra("transformers", "torch") from error
 
-Draw = torch.Tensor | None
 
-
-class Mimi(nn.Module):
+class Mimi(CodecTwin):
     """Encoder, split residual quantiser and decoder; random weights until some are loaded."""
+
+    family, layout, config_of = FAMILY, "mimi", staticmethod(mimi_of_settings)
 
     def __init__(self, config: MimiConfig):
         super().__init__()
@@ -46,49 +43,15 @@ class Mimi(nn.Module):
         self.decoder_transformer = upstream.MimiTransformerModel(theirs)
         self.decoder = upstream.MimiDecoder(theirs)
 
-    @classmethod
-    def of_checkpoint(cls, checkpoint: Checkpoint) -> "Mimi":
-        """The codec with these weights in float32."""
-        model = cls(mimi_of_settings(checkpoint.settings))
-        theirs, _ = checkpoint.as_layout("mimi")
-        named = {name: theirs[name] for name in theirs if not name.startswith("quantizer.")}
-        named |= {name: checkpoint.ours[name] for name in checkpoint.ours if name.startswith("quantizer.")}
-        model.load_state_dict({name: torch.from_numpy(_float32(value)) for name, value in named.items()})
-        return model.eval()
-
-    def tensors(self) -> dict[str, np.ndarray]:
-        """All weights in our layout."""
-        state = files.to_host(self.state_dict())
-        quantizer = {name: value for name, value in state.items() if name.startswith("quantizer.")}
-        rest = {name: value for name, value in state.items() if name not in quantizer}
-        return {**to_ours(rest, rules("mimi", self.config.settings()), "Mimi"), **quantizer}
-
-    def encode(self, audio: torch.Tensor) -> torch.Tensor:
-        """Audio (B, T frame_samples) -> codes (B, K, T)."""
-        return self.quantizer.encode(self.latents(audio))
-
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes (B, K, T) -> audio (B, T frame_samples)."""
-        return self.synthesise(self.quantizer.decode(codes))
-
     def latents(self, audio: torch.Tensor) -> torch.Tensor:
-        """Audio (B, T frame_samples) -> latents (B, T, D)."""
         x = self.encoder(audio[:, None]).transpose(1, 2)
         x = self.encoder_transformer(x, use_cache=False).last_hidden_state
         return self.downsample(x.transpose(1, 2)).transpose(1, 2)
 
     def synthesise(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents (B, T, D) -> audio (B, T frame_samples)."""
         x = self.upsample(latents.transpose(1, 2)).transpose(1, 2)
         x = self.decoder_transformer(x, use_cache=False).last_hidden_state
         return self.decoder(x.transpose(1, 2))[:, 0]
-
-    def quantize(
-        self, latents: torch.Tensor, active: torch.Tensor, bypass: torch.Tensor, offered: Draw = None,
-        priority: Draw = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-        """`ResidualQuantizer.quantize` for latents (B, T, D) with the first `active` (B,) of all K codebooks."""
-        return self.quantizer.quantize(latents, active, bypass, offered, priority)
 
     def quantised(self, latents: torch.Tensor) -> dict[str, torch.Tensor]:
         """What each residual quantiser gets of latents (B, T, D), by its dotted name."""
@@ -116,7 +79,7 @@ class SplitQuantizer(nn.Module):
 
     def quantize(
         self, x: torch.Tensor, active: torch.Tensor, bypass: torch.Tensor, offered: Draw, priority: Draw
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> Quantised:
         """Both halves on the same draws; the semantic codebooks are the first of the active ones."""
         split, draws = self.semantic_codebooks, (bypass, offered, priority)
         first, first_codes, first_commitment = self.semantic.quantize(x, active.clamp(max=split), *draws)
@@ -140,12 +103,6 @@ class ProjectedQuantizer(nn.Module):
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         return self.output_proj(self.rvq.decode(codes))
 
-    def quantize(
-        self, x: torch.Tensor, active: torch.Tensor, *draws: Draw
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def quantize(self, x: torch.Tensor, active: torch.Tensor, *draws: Draw) -> Quantised:
         latents, codes, commitment = self.rvq.quantize(self.input_proj(x), active, *draws)  # type: ignore[arg-type]
         return self.output_proj(latents), codes, commitment
-
-
-def _float32(value: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(value.astype(np.float32))

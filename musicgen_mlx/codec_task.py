@@ -1,6 +1,5 @@
 """EnCodec for codec training on either backend: opened or made anew, and written in transformers' layout."""
 
-import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,15 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from backends.atomic import write_text
 from backends.base import Backend
 from backends.errors import InputError
 from backends.layouts import encodec as layouts
 from backends.layouts import encodec_settings
 from backends.layouts.checkpoint import Checkpoint, read
-from backends.layouts.files import read_json, write
-from backends.layouts.rules import to_theirs
 from backends.seeds import rng
+from backends.training import codec_weights
 from backends.training.codec_run import Codec
 from musicgen_mlx import sources
 from musicgen_mlx.config import EncodecConfig, encodec_of_settings, musicgen_tiny
@@ -39,7 +36,7 @@ def codec(backend: Backend, source: str | None, scale: str | None, seed: int) ->
     config = encodec_of_settings(checkpoint.settings)
     if config.channels != 1:
         raise InputError(f"--codec {source}: a stereo codec; only codecs of one channel are trained")
-    model = _model(backend, checkpoint)
+    model = native(backend, checkpoint)
     return Codec(
         name="EnCodec",
         model=model,
@@ -50,25 +47,14 @@ def codec(backend: Backend, source: str | None, scale: str | None, seed: int) ->
         entries=config.entries,
         code_width=config.width,
         decodes=lambda name: name.startswith("decoder."),
-        write=lambda folder: save(folder, tensors(backend, model), checkpoint.settings),
+        write=lambda folder: save(folder, codec_weights.tensors(backend, model), checkpoint.settings),
     )
 
 
 def settings(scale: str) -> dict[str, Any]:
     """The configuration of a scale. Raises InputError where it is none that transformers' layout can hold."""
-    if scale in SCALES:
-        return SCALES[scale].settings()
-    path = Path(scale)
-    if not path.is_file():
-        raise InputError(f"--scale {scale}: expected {', '.join(SCALES)} or a JSON file with EnCodec's configuration")
-    content = read_json(path)
-    try:
-        found = encodec_settings.read(content, str(path)) or encodec_settings.checked(content)
-        restored = encodec_settings.from_transformers(encodec_settings.to_transformers(found))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: {error}; known: {', '.join(encodec_settings.PUBLISHED)}") from error
-    _check(found, restored, path)
-    return found
+    named = {name: config.settings() for name, config in SCALES.items()}
+    return codec_weights.of_scale(scale, named, layouts.FAMILY, encodec_settings.checked, _wrong)
 
 
 def fresh(settings: Mapping[str, Any], seed: int) -> Checkpoint:
@@ -80,32 +66,26 @@ def fresh(settings: Mapping[str, Any], seed: int) -> Checkpoint:
     return read(layouts.FAMILY, drawn, dict(settings), "random weights")
 
 
-def tensors(backend: Backend, model: Any) -> dict[str, np.ndarray]:
-    """All weights in our layout."""
-    return backend.to_host(backend.parameters(model)) if backend.name == "mlx" else model.tensors()
-
-
 def save(folder: Path, tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> Path:
     """Write transformers' layout, which EncodecModel.from_pretrained and our --codec read; returns the weights file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.json", json.dumps(layouts.write_settings(dict(settings), "encodec"), indent=1))
-    named = to_theirs(tensors, layouts.rules("encodec", dict(settings)), "EnCodec")
-    return write(folder / "model.safetensors", dict(named))
+    return codec_weights.save(folder, tensors, settings, layouts.FAMILY, "encodec")
 
 
-def _model(backend: Backend, checkpoint: Checkpoint) -> Any:
-    """The native codec in float32."""
-    if backend.name == "mlx":
-        import mlx.core as mx
+def native(backend: Backend, checkpoint: Checkpoint) -> Any:
+    """The codec in float32."""
+    return codec_weights.native(backend, checkpoint, _on_mlx, _on_torch)
 
-        from musicgen_mlx.companions import codec_from
 
-        model = codec_from(checkpoint)
-        model.set_dtype(mx.float32)
-        return model
+def _on_mlx(checkpoint: Checkpoint) -> Any:
+    from musicgen_mlx.companions import codec_from
+
+    return codec_from(checkpoint)
+
+
+def _on_torch(checkpoint: Checkpoint) -> Any:
     from musicgen_mlx.torch_encodec import Encodec
 
-    return Encodec.of_checkpoint(checkpoint).to(backend.device)  # type: ignore[attr-defined]
+    return Encodec.of_checkpoint(checkpoint)
 
 
 def _draw(name: str, shape: tuple[int, ...], stride: int | None, seed: int) -> np.ndarray:
@@ -125,20 +105,10 @@ def _draw(name: str, shape: tuple[int, ...], stride: int | None, seed: int) -> n
     return values.standard_normal(shape, np.float32)
 
 
-def _check(found: Mapping[str, Any], restored: Mapping[str, Any], path: Path) -> None:
-    entries = found["entries"]
-    wrong = {
-        f"entries {entries}: expected a power of 2": entries < 2 or entries & (entries - 1),
+def _wrong(found: Mapping[str, Any]) -> dict[str, object]:
+    restored = encodec_settings.from_transformers(encodec_settings.to_transformers(found))
+    return {
         f"lstm_layers {found['lstm_layers']}: expected at least 1": found["lstm_layers"] < 1,
         f"channels {found['channels']}: only codecs of one channel are trained": found["channels"] != 1,
-        f"even kernel among {[found[k] for k in _KERNELS]}: expected odd ones": any(
-            found[kernel] % 2 == 0 for kernel in _KERNELS
-        ),
         f"{[k for k in found if found[k] != restored[k]]}: not what transformers' form can hold": found != restored,
     }
-    for problem, is_so in wrong.items():
-        if is_so:
-            raise InputError(f"{path}: {problem}")
-
-
-_KERNELS = ("kernel", "last_kernel", "residual_kernel")

@@ -23,9 +23,9 @@ def from_pretrained(
 ) -> Codec:
     """A SNAC on `backend` (mlx, torch or auto) from a directory, weights file or Hub id, or "tiny".
 
-    "tiny" is made on the spot, with random weights. A best_model.pt or checkpoint_epochN.pt that is not there means the
-    .safetensors or the directory of that name. `device` is for PyTorch. Raises InputError that names the file, or
-    `option` where there is none.
+    "tiny" is made on the spot, with random weights. A best_model.pt or checkpoint_epochN.pt means the .safetensors or
+    the directory of that name where it is not there or older than they are. `device` is for PyTorch. Raises InputError
+    that names the file, or `option` where there is none.
     """
     chosen = get(backend, device)
     if chosen.name == "mlx":
@@ -54,11 +54,19 @@ def save(path: Path, tensors: Mapping[str, np.ndarray], config: SNACConfig) -> P
 
 
 def _existing(source: str | Path, option: str) -> str | Path:
-    """The .safetensors or directory that stands for a .pt that is not there."""
+    """The .safetensors or directory that stands for a .pt that is not there, or is older than it."""
     path = Path(source).expanduser()
-    if path.suffix not in PICKLED or path.exists():
+    if path.suffix not in PICKLED:
         return source
-    for stand_in in (path.with_suffix(".safetensors"), path.with_suffix("")):
-        if stand_in.exists():
-            return stand_in
+    stand_ins = [found for found in (path.with_suffix(".safetensors"), path.with_suffix("")) if found.exists()]
+    if path.exists():
+        return max([path, *stand_ins], key=_written_ns)
+    if stand_ins:
+        return stand_ins[0]
     raise InputError(f"{option} {source}: no such file, and no {path.stem}.safetensors or directory {path.stem} either")
+
+
+def _written_ns(path: Path) -> int:
+    """When these weights were written; a directory that holds none, but maybe a .pt's config.json, is of no age."""
+    file = path / "model.safetensors" if path.is_dir() else path
+    return file.stat().st_mtime_ns if file.is_file() else 0

@@ -12,8 +12,7 @@ are those of the snac package before version 1.2 (`snac_port.quantizer.Quantized
 from dataclasses import dataclass
 
 from backends.base import Window
-from backends.data.mel import DAC_SCALES
-from backends.training.counts import mel_count, stft_count
+from backends.training.codec_loss import distance_coefficients, distance_counts
 from snac_port.config import SNACConfig
 from snac_port.finetune_options import FinetuneOptions
 
@@ -40,19 +39,11 @@ class LossSpec:
     @property
     def coefficients(self) -> dict[str, float]:
         """What each term's mean counts for."""
-        found = {"l1": self.l1_weight}
-        found |= {f"stft_{n_fft}": self.stft_weight / len(self.n_ffts) for n_fft in self.n_ffts}
-        if self.mel_weight:
-            found |= {f"mel_{n_fft}": self.mel_weight for n_fft, _ in DAC_SCALES}
-        return {**found, **self.quantiser_weights}
+        return {**distance_coefficients(self), **self.quantiser_weights}
 
     def counts(self, B: int, samples: int) -> dict[str, float]:
         """How many values each term sums over, for B segments of so many samples."""
-        found: dict[str, float] = {"l1": B * samples}
-        found |= {f"stft_{n_fft}": B * stft_count(samples, n_fft) for n_fft in self.n_ffts}
-        if self.mel_weight:
-            found |= {f"mel_{n_fft}": B * mel_count(samples, n_fft, bands) for n_fft, bands in DAC_SCALES}
-        return {**found, **dict.fromkeys(self.quantiser_weights, float(B))}
+        return {**distance_counts(self, B, samples), **dict.fromkeys(self.quantiser_weights, float(B))}
 
 
 def spec(options: FinetuneOptions, config: SNACConfig) -> LossSpec:

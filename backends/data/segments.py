@@ -19,6 +19,7 @@ from backends.seeds import rng
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 QUIET = 10 ** (-50 / 20)  # a crop whose RMS is below this is drawn again
 TRIES = 4
+NAMED = 5  # files that cannot be read, by one error
 
 
 @dataclass(frozen=True)
@@ -120,15 +121,32 @@ def find(folder: Path, option: str) -> list[Path]:
 
 
 def source(paths: Sequence[Path], rate_hz: int, unit_samples: int) -> Source:
-    """Look at every file's length; one that cannot be read is an InputError that names it."""
-    recordings = []
+    """Look at every file's length; those that cannot be read are an InputError that names them."""
+    recordings, bad = [], []
     for path in paths:
-        units = -(-round(audio.duration_s(path) * rate_hz) // unit_samples)
+        try:
+            units = -(-round(audio.duration_s(path) * rate_hz) // unit_samples)
+        except InputError as error:
+            bad.append((path, error))
+            continue
         if units:
             recordings.append(Recording(path, units))
+    if bad:
+        raise _unreadable(bad)
     if not recordings:
         raise InputError(f"{paths[0].parent}: the recordings hold no audio")
     return Source(recordings, rate_hz, unit_samples)
+
+
+def _unreadable(bad: Sequence[tuple[Path, InputError]]) -> InputError:
+    """One error for all: of a single file with its reason, of more their names."""
+    if len(bad) == 1:
+        return bad[0][1]
+    names = [str(path) for path, _ in bad[:NAMED]] + [f"{len(bad) - NAMED} more"] * (len(bad) > NAMED)
+    return InputError(
+        f"{', '.join(names[:-1])} and {names[-1]}: not readable as audio; expected WAV, FLAC, OGG or MP3: "
+        "replace or remove them"
+    )
 
 
 def fingerprint(found: Source) -> str:

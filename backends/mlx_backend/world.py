@@ -1,8 +1,10 @@
 """The processes that train together on MLX (`mlx.launch`); alone, every operation is the identity."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -30,6 +32,8 @@ class MLXWorld:
 @cache
 def world() -> MLXWorld:
     """Join the group that a launcher made, or stand alone."""
+    if _alone():
+        return MLXWorld(0, 1)
     group = mx.distributed.init()
     return MLXWorld(group.rank(), group.size())
 
@@ -43,3 +47,9 @@ def sum_arrays(arrays: Arrays) -> Arrays:
         totals[name] = mx.distributed.all_sum(arrays[name], stream=mx.cpu)
         mx.eval(totals[name])  # left to one graph, each rank may have its own order, and different arrays meet
     return totals
+
+
+def _alone() -> bool:
+    """Whether mlx.launch started one process: its list of hosts is empty then, which MLX takes for damaged JSON."""
+    hosts = Path(os.environ.get("MLX_HOSTFILE", ""))
+    return hosts.is_file() and not hosts.read_text(encoding="utf-8").strip()

@@ -29,10 +29,10 @@ class Baselines:
 
     def section(self, run: Path) -> Section:
         """A table of each stage's baseline, best and last loss, from the run's metrics.csv."""
-        rows = [row for row in log.read(run / "metrics.csv") if "val_loss" in row]
+        rows = self._rows(run)
         lines = ["<tr><th>stage</th><th>epochs</th><th>baseline</th><th>best</th><th>last</th><th>change</th></tr>"]
         for stage in self.stages:
-            found = [row["val_loss"] for row in rows if stage.first <= row["epoch"] <= stage.last]
+            found = _losses(rows, stage)
             base = self._of(stage)
             cells = [stage.name, f"{stage.first}-{stage.last}", f"{base:.4f}"]
             if found:
@@ -40,18 +40,21 @@ class Baselines:
             lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
         return Section("Stages against the untouched model", f"<table>{''.join(lines)}</table>")
 
-    def improvements(self, run: Path) -> dict[str, float]:
-        """By stage name, how far the best validation loss is under the baseline (0.25: a quarter)."""
-        rows = [row for row in log.read(run / "metrics.csv") if "val_loss" in row]
-        best = {
-            stage.name: min(
-                (row["val_loss"] for row in rows if stage.first <= row["epoch"] <= stage.last), default=None
-            )
-            for stage in self.stages
-        }
-        return {
-            stage.name: 1 - value / self._of(stage) for stage in self.stages if (value := best[stage.name]) is not None
-        }
+    def improvements(self, run: Path) -> list[tuple[str, float]]:
+        """Of each stage that was validated, how far its best loss is under the baseline (0.25: a quarter).
+
+        A stage is named by its length, and by its epochs too where others have that length.
+        """
+        rows, lengths = self._rows(run), [stage.name for stage in self.stages]
+        found = []
+        for stage in self.stages:
+            name = stage.name if lengths.count(stage.name) == 1 else f"{stage.name}, epochs {stage.first}-{stage.last}"
+            if losses := _losses(rows, stage):
+                found.append((name, 1 - min(losses) / self._of(stage)))
+        return found
+
+    def _rows(self, run: Path) -> list[dict[str, float]]:
+        return [row for row in log.read(run / "metrics.csv") if "val_loss" in row]
 
     def _of(self, stage: Stage) -> float:
         return self.values[stage.name]["val_loss"]
@@ -77,6 +80,11 @@ def measure(backend: Backend, model: Any, task: Task, stages: Sequence[Stage], r
         write_text(path, json.dumps({**values, "of": key}, indent=1))
     backend.world.barrier()
     return Baselines(stages, values)
+
+
+def _losses(rows: Sequence[Mapping[str, float]], stage: Stage) -> list[float]:
+    """The validation losses of a stage's epochs."""
+    return [row["val_loss"] for row in rows if stage.first <= row["epoch"] <= stage.last]
 
 
 def _kept(path: Path, key: str) -> dict[str, Mapping[str, float]]:

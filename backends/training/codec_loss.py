@@ -10,6 +10,7 @@ any codec makes something, rules the loss. The last line is there where the enco
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -17,6 +18,37 @@ from backends.data.mel import DAC_SCALES
 from backends.training.counts import commitment_count, mel_count, stft_count
 
 COMMITMENT = "commitment"
+
+
+class Distances(Protocol):
+    """How much the distances between two sounds count: samples, magnitudes averaged over n_ffts, log-mel (0: off)."""
+
+    @property
+    def l1_weight(self) -> float: ...
+    @property
+    def stft_weight(self) -> float: ...
+    @property
+    def n_ffts(self) -> tuple[int, ...]: ...
+    @property
+    def mel_weight(self) -> float: ...
+
+
+def distance_coefficients(loss: Distances) -> dict[str, float]:
+    """What the mean of each distance counts for, by term."""
+    found = {"l1": loss.l1_weight}
+    found |= {f"stft_{n_fft}": loss.stft_weight / len(loss.n_ffts) for n_fft in loss.n_ffts}
+    if loss.mel_weight:
+        found |= {f"mel_{n_fft}": loss.mel_weight for n_fft, _ in DAC_SCALES}
+    return found
+
+
+def distance_counts(loss: Distances, B: int, samples: int) -> dict[str, float]:
+    """How many values each distance sums over, for B segments of so many samples."""
+    found: dict[str, float] = {"l1": B * samples}
+    found |= {f"stft_{n_fft}": B * stft_count(samples, n_fft) for n_fft in loss.n_ffts}
+    if loss.mel_weight:
+        found |= {f"mel_{n_fft}": B * mel_count(samples, n_fft, bands) for n_fft, bands in DAC_SCALES}
+    return found
 
 
 @dataclass(frozen=True)
@@ -37,10 +69,7 @@ class CodecLoss:
     @property
     def coefficients(self) -> dict[str, float]:
         """What each term's mean counts for."""
-        found = {"l1": self.l1_weight}
-        found |= {f"stft_{n_fft}": self.stft_weight / len(self.n_ffts) for n_fft in self.n_ffts}
-        if self.mel_weight:
-            found |= {f"mel_{n_fft}": self.mel_weight for n_fft, _ in DAC_SCALES}
+        found = distance_coefficients(self)
         if not self.decoder_only:
             found[COMMITMENT] = self.commitment_weight
         return found
@@ -48,10 +77,7 @@ class CodecLoss:
     def counts(self, audio: np.ndarray, active: np.ndarray) -> dict[str, float]:
         """How many values each term sums over: `audio` (B, samples), `active` (B,) codebooks of each item."""
         B, samples = audio.shape
-        found: dict[str, float] = {"l1": B * samples}
-        found |= {f"stft_{n_fft}": B * stft_count(samples, n_fft) for n_fft in self.n_ffts}
-        if self.mel_weight:
-            found |= {f"mel_{n_fft}": B * mel_count(samples, n_fft, bands) for n_fft, bands in DAC_SCALES}
+        found = distance_counts(self, B, samples)
         if not self.decoder_only:
             found[COMMITMENT] = commitment_count(active, self.frames(samples), self.code_width)
         return found

@@ -1,12 +1,15 @@
-"""The options that commands which train a codec with averaged codebooks share (Mimi, EnCodec)."""
+"""The options of commands that train a codec: those of all of them (`CodecRunOptions`), and Mimi's and EnCodec's."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from backends.base import Backend, Precision
 from backends.errors import InputError
 from backends.training.adversary import AdversaryPlan
 from backends.training.codec_loss import CodecLoss
+from backends.training.curriculum import Stage, check_lengths
 from backends.training.options import TrainOptions
 from backends.training.rvq_codec import Quantising
 from backends.training.schedule import Schedule
@@ -15,15 +18,13 @@ FROM_SCRATCH = 500  # updates without quantisation, by default, where a codec st
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodecOptions:
-    """How to train a codec on a folder of recordings."""
+class CodecRunOptions:
+    """What every command that trains a codec on a folder of recordings has."""
 
     train_data: Path
     """Folder of recordings to train on; folders below it count too."""
     val_data: Path
-    """Folder of recordings to validate on."""
-    output_dir: Path
-    """The run directory: checkpoints, metrics.csv, samples, report.html and best/."""
+    """Folder of recordings to validate on: at most 512 segments of it, always the same."""
     config: Path | None = None
     """A JSON file of options under these names; flags override it."""
     backend: Literal["mlx", "torch", "auto"] = "auto"
@@ -34,32 +35,20 @@ class CodecOptions:
     """Train on several devices: starts a process for each, or joins those a launcher started."""
     nproc: int = 0
     """Processes of --ddp; 0: one per device."""
-    epochs: int = 100
-    """Passes over the recordings."""
-    batch_size: int = 16
-    """Segments per batch and process; a stage of the curriculum multiplies it."""
+    resume: bool = True
+    """Continue from the newest checkpoint in the run directory; --no-resume starts over."""
+    micro_batch_seconds: float = 0.0
+    """Compute at most so many seconds of audio at once and accumulate; the update stays the same. 0: whole batches."""
     segment_length: float = 2.0
     """Seconds of a segment where there is no curriculum."""
     curriculum: str = ""
     """JSON list of stages {"epochs": [first, last], "length": seconds, "batch_multiplier": m}, epochs from 1."""
-    micro_batch_seconds: float = 0.0
-    """Compute at most so many seconds of audio at once and accumulate; the update stays the same. 0: whole batches."""
-    learning_rate: float = 3e-4
-    """Peak learning rate."""
-    schedule: Schedule = "constant"
-    """The learning rate after warm-up; linear and cosine fall until the last update."""
-    lr_min_ratio: float = 0.0
-    """The share of the peak that linear and cosine fall to."""
     warmup_steps: int = 0
     """Updates over which the learning rate rises."""
     weight_decay: float = 1e-4
     """Decoupled weight decay."""
-    max_norm: float = 1.0
-    """Clip gradients to this global norm; 0 turns clipping off."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: autocast, PyTorch only."""
-    decoder_only: bool = False
-    """Train the decoder alone: codes stay what they are, and models of them stay valid."""
+    precision: Precision = "float32"
+    """bfloat16: autocast, for PyTorch on a GPU only."""
     l1_weight: float = 1.0
     """Weight of the mean absolute difference of the samples."""
     stft_weight: float = 1.0
@@ -68,14 +57,96 @@ class CodecOptions:
     """Sizes of the STFT, with a Hann window."""
     mel_weight: float = 1.0
     """Weight of the log-mel difference, summed over seven windows from 32 to 2048 samples; 0: off."""
-    mel_clamp: float = 1e-2
-    """Least mel magnitude; much lower, and silence rules the loss."""
     commitment_weight: float = 0.25
-    """Weight of the latents' mean squared distance to their entries."""
+    """Weight of the latents' mean squared distance to their entries, where encoder or quantiser train."""
     adversarial: bool = False
-    """Train against DAC's discriminators too; about nine times the work."""
+    """Train against DAC's discriminators too; about nine times the work, more with a small codec."""
     adversarial_learning_rate: float = 1e-4
     """The discriminators' peak learning rate; it follows the codec's schedule."""
+    log_every: int = 10
+    """Updates per row of metrics.csv, which holds their mean."""
+    keep_last: int = 2
+    """Resume checkpoints to keep."""
+    samples: int = 2
+    """Reconstructions in the report."""
+    num_workers: int = 4
+    """Threads that read recordings."""
+
+    def __post_init__(self) -> None:
+        self.expect_more_than_0("segment_length", "num_workers")
+        terms = ("l1_weight", "stft_weight", "mel_weight", "commitment_weight")
+        self.expect_0_or_more(*terms, "micro_batch_seconds", "samples")
+        if not self.n_ffts or min(self.n_ffts) < 16:
+            raise InputError(f"--n-ffts {self.n_ffts}: expected sizes of at least 16")
+        AdversaryPlan(learning_rate=self.adversarial_learning_rate)
+
+    def expect_more_than_0(self, *names: str) -> None:
+        """Raise InputError where one of these options is not."""
+        self._expect(names, lambda value: value > 0, "more than 0")
+
+    def expect_0_or_more(self, *names: str) -> None:
+        """Raise InputError where one of these options is not."""
+        self._expect(names, lambda value: value >= 0, "0 or more")
+
+    def expect_share(self, *names: str) -> None:
+        """Raise InputError where one of these options is not from 0 to 1."""
+        self._expect(names, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+    def _expect(self, names: Sequence[str], holds: Callable[[float], bool], expected: str) -> None:
+        for name in names:
+            if not holds(getattr(self, name)):
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected {expected}")
+
+    def training(self) -> TrainOptions:
+        """The same for `backends.training.loop`."""
+        raise NotImplementedError
+
+    def adversary(self) -> AdversaryPlan | None:
+        """The adversarial stage, if there is one."""
+        return AdversaryPlan(learning_rate=self.adversarial_learning_rate) if self.adversarial else None
+
+    def check_lengths(self, made: Sequence[Stage], rate_hz: int) -> None:
+        """Raise InputError where a stage is too short for the spectra of the loss."""
+        windows = {f"--n-ffts {max(self.n_ffts)}": max(self.n_ffts)}
+        if self.mel_weight:
+            windows["--mel-weight, whose largest window is 2048,"] = 2048
+        plan = self.adversary()
+        check_lengths(made, rate_hz, windows, adversary=plan.spec.least_samples if plan else 0)
+
+    def check_precision(self, backend: Backend) -> None:
+        """Raise InputError where the gradients would be wrong.
+
+        oneDNN's bfloat16 gradient of a transposed convolution to its input is wrong for some shapes on CPUs with AMX.
+        """
+        if self.precision == "bfloat16" and backend.name == "torch" and not backend.has_gpu:
+            raise InputError(
+                "--precision bfloat16: PyTorch's CPU kernels for transposed convolutions give wrong gradients in "
+                "bfloat16; use float32, or a GPU"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecOptions(CodecRunOptions):
+    """How to train a codec with averaged codebooks (Mimi, EnCodec) on a folder of recordings."""
+
+    output_dir: Path
+    """The run directory: checkpoints, metrics.csv, samples, report.html and best/."""
+    epochs: int = 100
+    """Passes over the recordings."""
+    batch_size: int = 16
+    """Segments per batch and process; a stage of the curriculum multiplies it."""
+    learning_rate: float = 3e-4
+    """Peak learning rate."""
+    schedule: Schedule = "constant"
+    """The learning rate after warm-up; linear and cosine fall until the last update."""
+    lr_min_ratio: float = 0.0
+    """The share of the peak that linear and cosine fall to."""
+    max_norm: float = 1.0
+    """Clip gradients to this global norm; 0 turns clipping off."""
+    decoder_only: bool = False
+    """Train the decoder alone: codes stay what they are, and models of them stay valid."""
+    mel_clamp: float = 1e-2
+    """Least mel magnitude; much lower, and silence rules the loss."""
     quantize_after: int | None = None
     """Updates without quantisation, then k-means starts the codebooks; by default 500 from random weights, else 0."""
     quantizer_dropout: float = 0.5
@@ -90,43 +161,32 @@ class CodecOptions:
     """Save a checkpoint every so many updates; 0 turns it off."""
     save_minutes: float = 10.0
     """Also save when so many minutes have passed since the last checkpoint; 0 turns it off."""
-    keep_last: int = 2
-    """Resume checkpoints to keep."""
     eval_every: int = 0
     """Validate and make audio samples every so many updates; 0: after each epoch."""
     patience: int = 0
     """Stop after so many evaluations without a better validation loss; 0 turns it off."""
-    log_every: int = 10
-    """Updates per row of metrics.csv, which holds their mean."""
-    samples: int = 2
-    """Reconstructions in the report."""
-    num_workers: int = 4
-    """Threads that read recordings."""
     seed: int = 0
     """Seed of everything random."""
-    resume: bool = True
-    """Continue from the newest checkpoint in the run directory; --no-resume starts over."""
+    codec: str | None = None
+    """Where to start: a weights file, a directory or a Hub id."""
+    scale: str | None = None
+    """Or start from random weights at this size."""
 
     def __post_init__(self) -> None:
-        for name in ("segment_length", "num_workers", "mel_clamp"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected more than 0")
-        for name in ("l1_weight", "stft_weight", "mel_weight", "commitment_weight", "micro_batch_seconds", "samples"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 or more")
-        for name in ("quantizer_dropout", "bypass", "codebook_decay", "revive_below"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number from 0 to 1")
-        if not self.n_ffts or min(self.n_ffts) < 16:
-            raise InputError(f"--n-ffts {self.n_ffts}: expected sizes of at least 16")
-        if self.quantize_after is not None and self.quantize_after < 0:
-            raise InputError(f"--quantize-after {self.quantize_after}: expected 0 or more")
+        super().__post_init__()
+        self.expect_more_than_0("mel_clamp")
+        self.expect_share("quantizer_dropout", "bypass", "codebook_decay", "revive_below")
+        if self.quantize_after is not None:
+            self.expect_0_or_more("quantize_after")
         if self.decoder_only and self.quantize_after:
             raise InputError(
                 f"--quantize-after {self.quantize_after} restarts the codebooks, which --decoder-only keeps: drop one"
             )
         self.training()
-        AdversaryPlan(learning_rate=self.adversarial_learning_rate)
+        if (self.codec is None) == (self.scale is None):
+            raise InputError("--codec or --scale: expected one of them, weights to start from or a size to start at")
+        if self.decoder_only and self.codec is None:
+            raise InputError("--decoder-only: the codes of random weights are not worth keeping; give --codec")
 
     def training(self) -> TrainOptions:
         """The same for `backends.training.loop`."""
@@ -136,10 +196,6 @@ class CodecOptions:
             "log_every", "seed", "resume",
         )  # fmt: skip
         return TrainOptions(**{name: getattr(self, name) for name in same})
-
-    def adversary(self) -> AdversaryPlan | None:
-        """The adversarial stage, if there is one."""
-        return AdversaryPlan(learning_rate=self.adversarial_learning_rate) if self.adversarial else None
 
     def quantising(self, *, from_scratch: bool) -> Quantising:
         """How the quantiser takes part."""
@@ -154,17 +210,13 @@ class CodecOptions:
 
     def loss(self, *, rate_hz: int, frame_samples: int, code_width: int) -> CodecLoss:
         """The loss for a codec of these sizes."""
+        same = ("l1_weight", "stft_weight", "mel_weight", "mel_clamp", "commitment_weight", "decoder_only")
         return CodecLoss(
-            l1_weight=self.l1_weight,
-            stft_weight=self.stft_weight,
+            **{name: getattr(self, name) for name in same},
             n_ffts=tuple(self.n_ffts),
-            mel_weight=self.mel_weight,
-            mel_clamp=self.mel_clamp,
-            commitment_weight=self.commitment_weight,
             rate_hz=rate_hz,
             frame_samples=frame_samples,
             code_width=code_width,
-            decoder_only=self.decoder_only,
         )
 
 

@@ -12,15 +12,43 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol, TypeVar
 
+from backends import get
 from backends.errors import InputError
 
 NOTES = "AUDIOSMITH_RANK_NOTES"  # the folder for the ranks' notes, set for ranks that we started
 GRACE_S = 15.0  # for the other ranks to end by themselves when one has failed
 JOINED = ("MLX_RANK", "LOCAL_RANK")  # what mlx.launch and torchrun set for their processes
+
+
+class Ranked(Protocol):
+    """The options of a command that has --ddp."""
+
+    @property
+    def backend(self) -> str: ...
+    @property
+    def device(self) -> str | None: ...
+    @property
+    def ddp(self) -> bool: ...
+    @property
+    def nproc(self) -> int: ...
+
+
+Options = TypeVar("Options", bound=Ranked)
+
+
+def start(module: str, options: Options, train: Callable[[Options], object]) -> None:
+    """What the command `python -m module` does: start the ranks of --ddp, or `train` in this process."""
+    if options.ddp and not is_rank():
+        backend = get(options.backend, options.device).name
+        launch(module, sys.argv[1:], backend, options.nproc or devices(backend))
+        return
+    with noted():
+        train(options)
 
 
 def is_rank() -> bool:

@@ -105,7 +105,9 @@ def codebook_hooks(family: RVQFamily, source: Source, seed: int) -> Hooks:
             rvq.apply_statistics(quantizer, decay=plan.decay, revive_below=plan.revive_below, draw=draw)
         if step == plan.start:
             entries = max(quantizer.embed_sum.shape[1] for quantizer in rvq.quantizers(model).values())
-            native.start_codebooks(model, list(_kmeans_audio(source, family.loss, entries, seed)), seed)
+            at_once = max(1, int(KMEANS_BATCH_S * family.loss.rate_hz) // family.loss.frame_samples)
+            excerpts = source.excerpts(VECTORS_PER_ENTRY * entries, at_once, seed, KMEANS_STREAM)
+            native.start_codebooks(model, [audio[None].astype(np.float32) for audio in excerpts], seed)
 
     return Hooks(
         after_step=after_step,
@@ -172,17 +174,6 @@ class Unquantised:
     def averaged(self) -> Iterator[None]:
         with self.step.averaged():
             yield
-
-
-def _kmeans_audio(source: Source, loss: CodecLoss, entries: int, seed: int) -> Iterator[np.ndarray]:
-    """Recordings (1, samples) of whole frames in a seeded order, joined, until there are vectors enough."""
-    wanted, at_once = VECTORS_PER_ENTRY * entries, max(1, int(KMEANS_BATCH_S * loss.rate_hz) // loss.frame_samples)
-    length = min(at_once, max(1, sum(recording.units for recording in source.recordings)))
-    for number, segment in enumerate(source.plan(length, seed=seed, epoch=0)):
-        if number * length >= wanted:
-            return
-        audio, _ = source.read(segment, seed, KMEANS_STREAM, number)
-        yield audio[None].astype(np.float32)
 
 
 def _native(backend: str) -> Any:

@@ -4,11 +4,9 @@ python -m csm_mlx.finetune.train_codec --codec kyutai/mimi --train-data T --val-
 python -m csm_mlx.finetune.train_codec --scale tiny --train-data T --val-data V --output-dir runs/tiny
 """
 
-import sys
 from dataclasses import dataclass
 
-from backends import cli, get
-from backends.errors import InputError
+from backends import cli
 from backends.training import launch
 from backends.training.codec_options import CodecOptions
 from backends.training.codec_run import run
@@ -25,23 +23,10 @@ class TrainCodecOptions(CodecOptions):
     scale: str | None = None
     """Or start from random weights at this size: tiny, or a JSON file with the configuration."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if (self.codec is None) == (self.scale is None):
-            raise InputError("--codec or --scale: expected one of them, weights to start from or a size to start at")
-        if self.decoder_only and self.codec is None:
-            raise InputError("--decoder-only: the codes of random weights are not worth keeping; give --codec")
-
 
 def main(options: TrainCodecOptions) -> None:
     """Start the ranks of --ddp, or train in this process."""
-    if options.ddp and not launch.is_rank():
-        name = get(options.backend, options.device).name
-        nproc = options.nproc or launch.devices(name)
-        launch.launch("csm_mlx.finetune.train_codec", sys.argv[1:], name, nproc)
-        return
-    with launch.noted():
-        train_codec(options)
+    launch.start("csm_mlx.finetune.train_codec", options, train_codec)
 
 
 def train_codec(options: TrainCodecOptions) -> Result:
@@ -49,8 +34,7 @@ def train_codec(options: TrainCodecOptions) -> Result:
 
     Writes the best codec to best/ and the newest to last/, in transformers' layout.
     """
-    backend = get(options.backend, options.device)
-    return run(codec(backend, options.codec, options.scale, options.seed), options, backend)
+    return run(codec, options)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from toy import Side
 from backends.base import OptimSpec
 from backends.errors import InputError
 from backends.layouts.mimi_settings import PUBLISHED
-from backends.training import loop
+from backends.training import codec_weights, loop
 from backends.training.adversary import AdversaryPlan, Alternating, DiscriminatorSpec, against
 from backends.training.codec_loss import CodecLoss
 from backends.training.codec_options import CodecOptions
@@ -30,7 +30,7 @@ class Game:
 
     def __init__(self, side: Side):
         self.side, self.backend = side, side.backend
-        self.model = codec_task._model(side.backend, codec_task.fresh(SETTINGS, 4))
+        self.model = codec_task.native(side.backend, codec_task.fresh(SETTINGS, 4))
         family = RVQFamily(LOSS, 4, Quantising(slots=8), side.name)
         self.backend.train_only(self.model, lambda name: ".rvq." not in name)
         collect(family, self.model)
@@ -54,7 +54,7 @@ class Game:
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything that learns: in our layout, so that both backends compare."""
         buffers = self.backend.to_host(self.family.hooks.buffers(self.model))
-        return {**codec_task.tensors(self.backend, self.model), **buffers}
+        return {**codec_weights.tensors(self.backend, self.model), **buffers}
 
 
 def test_both_backends_play_the_same_game(sides):

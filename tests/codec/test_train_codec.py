@@ -25,7 +25,7 @@ from backends.mlx_backend import rvq_codec as mlx_side
 from backends.mlx_backend.step import native as mlx_native
 from backends.torch_backend import rvq_codec as torch_side
 from backends.torch_backend.step import native as torch_native
-from backends.training import loop
+from backends.training import codec_weights, loop
 from backends.training.codec_loss import CodecLoss
 from backends.training.rvq_codec import Quantising, RVQFamily, Unquantised
 from csm_mlx import codec_task
@@ -384,7 +384,7 @@ def test_random_weights_are_the_same_on_both_backends():
     checkpoint = codec_task.fresh(found, 5)
     for name in ("mlx", "torch"):
         side = Side(name)
-        tensors = codec_task.tensors(side.backend, codec_task._model(side.backend, checkpoint))
+        tensors = codec_weights.tensors(side.backend, codec_task.native(side.backend, checkpoint))
         assert tensors.keys() == layouts.shapes(found).keys()
         for key, value in tensors.items():
             np.testing.assert_array_equal(value, checkpoint.ours[key])

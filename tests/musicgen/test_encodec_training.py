@@ -26,7 +26,7 @@ from backends.mlx_backend import rvq_codec as mlx_side
 from backends.mlx_backend.step import native as mlx_native
 from backends.torch_backend import rvq_codec as torch_side
 from backends.torch_backend.step import native as torch_native
-from backends.training import log, loop
+from backends.training import codec_weights, log, loop
 from backends.training.codec_loss import CodecLoss
 from backends.training.rvq_codec import Quantising, RVQFamily
 from musicgen_mlx import codec_task
@@ -240,12 +240,12 @@ def test_random_weights_keep_the_size_of_sound(scale):
     if scale == "32khz":
         assert sum(value.size for value in checkpoint.ours.values()) > 56e6
         return
-    ours = codec_task._model(get("mlx"), checkpoint)
+    ours = codec_task.native(get("mlx"), checkpoint)
     latents = ours.latents(mx.array(audio))
     assert 0.03 < mx.std(latents).item() / audio.std() < 30
     assert 0.03 < mx.std(ours.synthesise(latents)).item() / mx.std(latents).item() < 30
     for backend in (get("mlx"), get("torch")):
-        tensors = codec_task.tensors(backend, codec_task._model(backend, checkpoint))
+        tensors = codec_weights.tensors(backend, codec_task.native(backend, checkpoint))
         assert all(np.array_equal(value, checkpoint.ours[name]) for name, value in tensors.items())
         assert tensors.keys() == checkpoint.ours.keys()
 

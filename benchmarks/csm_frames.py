@@ -57,9 +57,9 @@ def main(options: Options) -> None:
 
 
 def about_60m() -> CSMConfig:
-    """CSM-1B's proportions, smaller: 16 codebooks of 2051, 8 backbone layers of width 512."""
+    """CSM-1B's proportions at half of its layers and codebooks and a quarter of its width."""
     backbone = LlamaConfig(layers=8, width=512, heads=8, kv_heads=2, head_dim=64, mlp_width=2048)
-    decoder = LlamaConfig(layers=4, width=256, heads=4, kv_heads=1, head_dim=64, mlp_width=1024)
+    decoder = LlamaConfig(layers=2, width=256, heads=4, kv_heads=1, head_dim=64, mlp_width=2048)
     return replace(csm_tiny(), backbone=backbone, decoder=decoder, audio_vocab=2051, codebooks=16, name="")
 
 
@@ -209,14 +209,12 @@ def our_primitives(model: CSM) -> int:
     """Primitives of one frame step on this device, sampling included."""
     run = FrameRun(model, Sampler(), (), seed=0, compile=False)
     frame = run.start(*prompt(model.config))
-    flat = [array for pair in run.caches for array in pair]
 
-    def step(frame: mx.array, taken: mx.array, key: mx.array, *flat: mx.array) -> list[mx.array]:
-        caches = list(zip(flat[::2], flat[1::2], strict=True))
-        following, caches = run.path.step(frame, caches, taken, run._picker(key))
-        return [following, following.any(), *(array for pair in caches for array in pair)]
+    def step(frame: mx.array, taken: mx.array, key: mx.array, *caches: mx.array) -> list[mx.array]:
+        following, new = run.path.step(frame, list(caches), taken, run._picker(key))
+        return [following, following.any(), *new]
 
-    return count(step, frame, mx.array(run.taken), mx.random.key(0), *flat)
+    return count(step, frame, mx.array(run.taken), mx.random.key(0), *run.caches)
 
 
 def their_primitives(model: CSM) -> int:

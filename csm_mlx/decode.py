@@ -18,7 +18,7 @@ from csm_mlx.forms import CPUForms, Forms, GPUForms, Weights
 from csm_mlx.llama import FixedCache, Llama
 from csm_mlx.model import CSM
 
-Caches = list[tuple[mx.array, mx.array]]  # per backbone layer: keys and values (B, kv heads, slots, d)
+Caches = list[mx.array]  # per backbone layer: keys, then values, (B, 2 kv heads, slots, d)
 Pick = Callable[[mx.array, int], mx.array]  # (logits (B, V), codebook) -> codes (B,)
 
 
@@ -73,10 +73,10 @@ class ModulePath:
             self.model.update(own)
 
     def _step(self, frame: mx.array, caches: Caches, taken: mx.array, pick: Pick) -> tuple[mx.array, Caches]:
-        visible = mx.arange(caches[0][0].shape[2]) <= taken
-        layers = [FixedCache(keys, values, taken, visible) for keys, values in caches]
+        visible = mx.arange(caches[0].shape[2]) <= taken
+        layers = [FixedCache(cache, taken, visible) for cache in caches]
         hidden = self.model.backbone(self.model.embed_frames(frame)[:, None], layers)[:, -1]
-        return self.model.frame(hidden, pick), [(cache.keys, cache.values) for cache in layers]
+        return self.model.frame(hidden, pick), [cache.keys_values for cache in layers]
 
 
 class FusedPath:
@@ -104,15 +104,13 @@ class FusedPath:
         weights = self.weights if inputs is None else inputs
         x = self.backbone.enter(weights["audio"][frame + weights["rows"]].sum(axis=1))
         position = self.backbone.position(taken, 1)
-        mask = self.backbone.mask(caches[0][0].shape[2], taken)
-
-        def remember(layer: int, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
-            keys, values = caches[layer]
-            kept = mx.slice_update(keys, k, taken, axes=(2,)), mx.slice_update(values, v, taken, axes=(2,))
-            caches[layer] = kept
-            return kept
-
+        mask = self.backbone.mask(caches[0].shape[2], taken)
         caches = list(caches)
+
+        def remember(layer: int, keys_values: mx.array) -> mx.array:
+            caches[layer] = mx.slice_update(caches[layer], keys_values, taken, axes=(2,))
+            return caches[layer]
+
         hidden = self._stack(weights["backbone"], self.config.backbone, self.backbone, x, 1, position, mask, remember)
         return self._frame(weights, hidden, pick), caches
 
@@ -123,13 +121,14 @@ class FusedPath:
         """As `CSM.frame`, from activations."""
         K, forms = self.config.codebooks, self.decoder
         codes = [pick(forms.leave(forms.linear(hidden, weights["head0"])), 0)]
-        past: list[tuple[mx.array, mx.array] | None] = [None] * self.config.decoder.layers
+        past: list[mx.array] = []
 
-        def remember(layer: int, k: mx.array, v: mx.array) -> tuple[mx.array, mx.array]:
-            before = past[layer]
-            kept = (k, v) if before is None else (mx.concatenate([before[0], k], 2), mx.concatenate([before[1], v], 2))
-            past[layer] = kept
-            return kept
+        def remember(layer: int, keys_values: mx.array) -> mx.array:
+            if layer == len(past):
+                past.append(keys_values)
+            else:
+                past[layer] = mx.concatenate([past[layer], keys_values], axis=2)
+            return past[layer]
 
         before, first = forms.leave(hidden), weights["audio"][codes[0]]
         B, D = before.shape
@@ -148,15 +147,13 @@ class FusedPath:
 
     def _stack(
         self, weights: Weights, config: LlamaConfig, forms: Forms, x: mx.array, T: int, position: Any,
-        mask: mx.array | None, remember: Callable[[int, mx.array, mx.array], tuple[mx.array, mx.array]],
+        mask: mx.array | None, remember: Callable[[int, mx.array], mx.array],
     ) -> mx.array:  # fmt: skip
-        """Layers and final norm over activations."""
-        heads, kv_heads = config.heads, config.kv_heads
+        """Layers and final norm over activations. Keys and values are one array: a step writes them once."""
         for index, layer in enumerate(weights["layers"]):
             qkv = forms.heads(forms.linear(forms.norm(x, layer["norm1"]), layer["qkv"]), T)
-            q_and_k, v = mx.split(qkv, [heads + kv_heads], axis=1)
-            q, k = mx.split(forms.rotate(q_and_k, position), [heads], axis=1)
-            y = forms.attend(q, *remember(index, k, v), mask)
+            q, keys_values = forms.rotate(qkv, position)
+            y = forms.attend(q, *mx.split(remember(index, keys_values), 2, axis=1), mask)
             x = forms.plus_linear(x, y, layer["out"])
             gate, up = forms.gate_and_up(forms.norm(x, layer["norm2"]), layer)
             x = forms.plus_linear(x, gate * mx.sigmoid(gate) * up, layer["down"])
@@ -173,8 +170,8 @@ def fuse(model: CSM, forms: Forms, *, kernels: bool) -> Weights:
         "head0": forms.kept(model.codebook0_head.weight[:entries]),
         "heads": [model.audio_head[index] for index in range(K - 1)],
         "audio": model.audio_embeddings.weight,
-        "rows": V * mx.arange(K),
-        "row": [mx.array([V * index]) for index in range(K)],
+        "rows": V * mx.arange(K, dtype=mx.uint32),  # codes are uint32, so sums need no conversion
+        "row": [mx.array([V * index], mx.uint32) for index in range(K)],
     }
     mx.eval(weights)
     return weights

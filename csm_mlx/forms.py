@@ -39,7 +39,10 @@ class Forms(Protocol):
 
     def norm(self, x: mx.array, weight: mx.array) -> mx.array: ...
     def gate_and_up(self, x: mx.array, layer: Weights) -> Sequence[mx.array]: ...
-    def rotate(self, q_and_k: mx.array, position: Any) -> mx.array: ...
+    def rotate(self, qkv: mx.array, position: Any) -> Sequence[mx.array]:
+        """The heads of q, k and v -> rotated queries, and rotated keys before values (B, 2 kv heads, T, d)."""
+        ...
+
     def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array: ...
     def position(self, offset: Any, length: int) -> Any: ...
     def mask(self, slots: int, taken: mx.array) -> mx.array: ...
@@ -79,9 +82,14 @@ class GPUForms:
     def position(self, offset: Any, length: int) -> Any:
         return offset
 
-    def rotate(self, q_and_k: mx.array, position: Any) -> mx.array:
-        d = self.config.head_dim
-        return mx.fast.rope(q_and_k, d, traditional=True, base=None, scale=1.0, offset=position, freqs=self.wavelengths)
+    def rotate(self, qkv: mx.array, position: Any) -> Sequence[mx.array]:
+        heads, d = self.config.heads, self.config.head_dim
+        q_and_k, v = mx.split(qkv, [heads + self.config.kv_heads], axis=1)
+        q_and_k = mx.fast.rope(
+            q_and_k, d, traditional=True, base=None, scale=1.0, offset=position, freqs=self.wavelengths
+        )
+        q, k = mx.split(q_and_k, [heads], axis=1)
+        return q, mx.concatenate([k, v], axis=1)
 
     def mask(self, slots: int, taken: mx.array) -> mx.array:
         return mx.arange(slots) <= taken
@@ -133,8 +141,9 @@ class CPUForms:
             return self.phases[offset : offset + length].swapaxes(0, 1)[None]
         return self.phases[offset][None, :, None]
 
-    def rotate(self, q_and_k: mx.array, position: Any) -> mx.array:
-        return (q_and_k.view(mx.complex64) * position).view(mx.float32)
+    def rotate(self, qkv: mx.array, position: Any) -> Sequence[mx.array]:
+        turned = (qkv.view(mx.complex64) * position).view(mx.float32)
+        return mx.split(turned, [self.config.heads], axis=1)
 
     def mask(self, slots: int, taken: mx.array) -> mx.array:
         return mx.where(mx.arange(slots) <= taken, 0.0, -mx.inf)[None, None]
@@ -155,12 +164,16 @@ class CPUForms:
         return mx.tile(mx.where(visible, 0.0, -mx.inf), (groups, 1))
 
     def _phases(self, positions: int) -> mx.array:
-        """exp(i position / wavelength), (positions, q and k heads, d / 2); those of q carry the attention scale."""
+        """exp(i position / wavelength), (positions, heads of q, k and v, d / 2).
+
+        Those of q carry the attention scale, those of v are 1.
+        """
         config = self.config
         wavelengths = rope_wavelengths(config.head_dim, config.rope_theta, config.rope_scaling)
         angles = mx.arange(positions)[:, None, None] / wavelengths
         scale = mx.array([config.head_dim**-0.5] * config.heads + [1.0] * config.kv_heads)[:, None]
-        return scale * (mx.cos(angles) + 1j * mx.sin(angles))
+        turns = scale * (mx.cos(angles) + 1j * mx.sin(angles))
+        return mx.concatenate([turns, mx.ones((positions, config.kv_heads, turns.shape[2]), turns.dtype)], axis=1)
 
 
 def _heads(x: mx.array, T: int, d: int) -> mx.array:

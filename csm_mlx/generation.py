@@ -167,8 +167,8 @@ class FrameRun:
 
     def advance(self, frame: mx.array) -> mx.array:
         """Feed a frame (1, K) back and return the next one."""
-        if self.taken == self.caches[0][0].shape[2]:
-            self.caches = [(_grown(keys), _grown(values)) for keys, values in self.caches]
+        if self.taken == self.caches[0].shape[2]:
+            self.caches = [_grown(cache) for cache in self.caches]
         key, taken = self._key(), mx.array(self.taken)
         if self.compiled is not None:
             frame, self.caches = self.compiled(frame, self.caches, taken, key)
@@ -232,7 +232,7 @@ def _read_prompt(model: CSM, inputs: mx.array, slots: int) -> tuple[mx.array, Ca
     caches = [_Recorder() for _ in model.backbone.layers]
     hidden = model.backbone(inputs, caches)[:, -1]
     room = [(0, 0), (0, 0), (0, slots - inputs.shape[1]), (0, 0)]
-    return hidden, [(mx.pad(cache.keys, room), mx.pad(cache.values, room)) for cache in caches]
+    return hidden, [mx.pad(mx.concatenate([cache.keys, cache.values], axis=1), room) for cache in caches]
 
 
 class _Recorder:

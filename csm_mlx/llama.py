@@ -43,15 +43,19 @@ class GrowingCache:
 
 
 class FixedCache:
-    """A static number of slots, of which `offset` (an array) are taken, so that every step has the same shapes."""
+    """A static number of slots, of which `offset` (an array) are taken, so that every step has the same shapes.
 
-    def __init__(self, keys: mx.array, values: mx.array, offset: mx.array, mask: mx.array):
-        self.keys, self.values, self.offset, self.mask = keys, values, offset, mask
+    Keys and values are one array (B, 2 kv heads, slots, d), which a step writes once.
+    """
+
+    def __init__(self, keys_values: mx.array, offset: mx.array, mask: mx.array):
+        self.keys_values, self.offset, self.mask = keys_values, offset, mask
 
     def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, mx.array | str | None]:
-        self.keys = mx.slice_update(self.keys, keys, self.offset, axes=(2,))
-        self.values = mx.slice_update(self.values, values, self.offset, axes=(2,))
-        return self.keys, self.values, self.mask
+        new = mx.concatenate([keys, values], axis=1)
+        self.keys_values = mx.slice_update(self.keys_values, new, self.offset, axes=(2,))
+        keys, values = mx.split(self.keys_values, 2, axis=1)
+        return keys, values, self.mask
 
 
 class Attention(nn.Module):

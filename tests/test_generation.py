@@ -198,7 +198,7 @@ def test_weights_and_activations_keep_their_dtype(dtype):
     frame = run.start(*prompt_rows(model, "hello", 0, []))
     for _ in range(3):
         frame = run.advance(frame)
-        assert all(array.dtype == dtype for pair in run.caches for array in pair)
+        assert all(array.dtype == dtype for array in run.caches)
     assert model.embed_frames(frame).dtype == dtype
     assert all(value.dtype == dtype for _, value in nn.utils.tree_flatten(model.parameters()))
 

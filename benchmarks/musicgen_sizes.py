@@ -87,7 +87,7 @@ def write(folder: Path, config: MusicGenConfig) -> dict[str, int]:
     theirs = folder / "theirs"
     convert.main(convert.Options(src=str(folder), dst=theirs, to="musicgen"))
     if config.condition == "none":
-        codec_task.save(theirs / "codec", dict(parts["codec"].ours), config.encodec.settings())
+        codec_task.KIND.save(theirs / "codec", dict(parts["codec"].ours), config.encodec.settings())
     return {name: sum(value.size for value in part.like.values()) for name, part in parts.items()}
 
 

@@ -2,7 +2,6 @@
 
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +10,8 @@ from backends.base import Backend
 from backends.layouts import mimi as layouts
 from backends.layouts import mimi_settings
 from backends.layouts.checkpoint import Checkpoint, find, open_checkpoint, read
-from backends.training import codec_weights
 from backends.training.codec_run import Codec
+from backends.training.codec_weights import CodecKind
 from csm_mlx.config import csm_tiny, mimi_of_settings
 
 DECODER = ("upsample.", "decoder_transformer.", "decoder.")
@@ -26,9 +25,9 @@ def codec(backend: Backend, source: str | None, scale: str | None, seed: int) ->
     if source is not None:
         checkpoint = open_checkpoint(find(source, layouts.FAMILY, "--codec"), layouts.FAMILY)
     else:
-        checkpoint = fresh(settings(str(scale)), seed)
+        checkpoint = fresh(KIND.settings(str(scale)), seed)
     config = mimi_of_settings(checkpoint.settings)
-    model = native(backend, checkpoint)
+    model = KIND.native(backend, checkpoint)
     return Codec(
         name="Mimi",
         model=model,
@@ -39,30 +38,14 @@ def codec(backend: Backend, source: str | None, scale: str | None, seed: int) ->
         entries=config.entries,
         code_width=config.code_width,
         decodes=lambda name: name.startswith(DECODER),
-        write=lambda folder: save(folder, codec_weights.tensors(backend, model), checkpoint.settings),
+        write=KIND.writer(backend, model, checkpoint.settings),
     )
-
-
-def settings(scale: str) -> dict[str, Any]:
-    """The configuration of a scale. Raises InputError where it is none that transformers' layout can hold."""
-    named = {"tiny": csm_tiny().mimi.settings()}
-    return codec_weights.of_scale(scale, named, layouts.FAMILY, mimi_settings.checked, _wrong)
 
 
 def fresh(settings: Mapping[str, Any], seed: int) -> Checkpoint:
     """Random weights, the same on every machine and backend: drawn by NumPy, keyed by seed and name."""
     drawn = {name: _draw(name, shape, settings, seed) for name, shape in layouts.shapes(dict(settings)).items()}
     return read(layouts.FAMILY, drawn, dict(settings), "random weights")
-
-
-def save(folder: Path, tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> Path:
-    """Write transformers' layout, which MimiModel.from_pretrained and our --codec read; returns the weights file."""
-    return codec_weights.save(folder, tensors, settings, layouts.FAMILY, "mimi")
-
-
-def native(backend: Backend, checkpoint: Checkpoint) -> Any:
-    """The codec in float32."""
-    return codec_weights.native(backend, checkpoint, _on_mlx, _on_torch)
 
 
 def _on_mlx(checkpoint: Checkpoint) -> Any:
@@ -100,3 +83,14 @@ def _wrong(found: Mapping[str, Any]) -> dict[str, object]:
         f"codebooks {codebooks}: expected more than semantic_codebooks {semantic}": not 0 < semantic < codebooks,
         f"width {width}: expected an even multiple of heads {heads}": width % (2 * heads),
     }
+
+
+KIND = CodecKind(
+    family=layouts.FAMILY,
+    layout="mimi",
+    scales={"tiny": csm_tiny().mimi.settings()},
+    checked=mimi_settings.checked,
+    wrong=_wrong,
+    mlx=_on_mlx,
+    torch=_on_torch,
+)

@@ -3,7 +3,6 @@
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ from backends.layouts import encodec as layouts
 from backends.layouts import encodec_settings
 from backends.layouts.checkpoint import Checkpoint, read
 from backends.seeds import rng
-from backends.training import codec_weights
 from backends.training.codec_run import Codec
+from backends.training.codec_weights import CodecKind
 from musicgen_mlx import sources
 from musicgen_mlx.config import EncodecConfig, encodec_of_settings, musicgen_tiny
 
@@ -32,11 +31,11 @@ def codec(backend: Backend, source: str | None, scale: str | None, seed: int) ->
 
     A scale is one of SCALES or a JSON file with the configuration, transformers' or ours. Raises InputError.
     """
-    checkpoint = sources.codec(source) if source is not None else fresh(settings(str(scale)), seed)
+    checkpoint = sources.codec(source) if source is not None else fresh(KIND.settings(str(scale)), seed)
     config = encodec_of_settings(checkpoint.settings)
     if config.channels != 1:
         raise InputError(f"--codec {source}: a stereo codec; only codecs of one channel are trained")
-    model = native(backend, checkpoint)
+    model = KIND.native(backend, checkpoint)
     return Codec(
         name="EnCodec",
         model=model,
@@ -47,14 +46,8 @@ def codec(backend: Backend, source: str | None, scale: str | None, seed: int) ->
         entries=config.entries,
         code_width=config.width,
         decodes=lambda name: name.startswith("decoder."),
-        write=lambda folder: save(folder, codec_weights.tensors(backend, model), checkpoint.settings),
+        write=KIND.writer(backend, model, checkpoint.settings),
     )
-
-
-def settings(scale: str) -> dict[str, Any]:
-    """The configuration of a scale. Raises InputError where it is none that transformers' layout can hold."""
-    named = {name: config.settings() for name, config in SCALES.items()}
-    return codec_weights.of_scale(scale, named, layouts.FAMILY, encodec_settings.checked, _wrong)
 
 
 def fresh(settings: Mapping[str, Any], seed: int) -> Checkpoint:
@@ -64,16 +57,6 @@ def fresh(settings: Mapping[str, Any], seed: int) -> Checkpoint:
     strides = {name: shapes[name.replace("weight_g", "weight_v")][1] // 2 for name in transposed}
     drawn = {name: _draw(name, shape, strides.get(name), seed) for name, shape in shapes.items()}
     return read(layouts.FAMILY, drawn, dict(settings), "random weights")
-
-
-def save(folder: Path, tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> Path:
-    """Write transformers' layout, which EncodecModel.from_pretrained and our --codec read; returns the weights file."""
-    return codec_weights.save(folder, tensors, settings, layouts.FAMILY, "encodec")
-
-
-def native(backend: Backend, checkpoint: Checkpoint) -> Any:
-    """The codec in float32."""
-    return codec_weights.native(backend, checkpoint, _on_mlx, _on_torch)
 
 
 def _on_mlx(checkpoint: Checkpoint) -> Any:
@@ -112,3 +95,14 @@ def _wrong(found: Mapping[str, Any]) -> dict[str, object]:
         f"channels {found['channels']}: only codecs of one channel are trained": found["channels"] != 1,
         f"{[k for k in found if found[k] != restored[k]]}: not what transformers' form can hold": found != restored,
     }
+
+
+KIND = CodecKind(
+    family=layouts.FAMILY,
+    layout="encodec",
+    scales={name: config.settings() for name, config in SCALES.items()},
+    checked=encodec_settings.checked,
+    wrong=_wrong,
+    mlx=_on_mlx,
+    torch=_on_torch,
+)

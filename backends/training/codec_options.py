@@ -114,11 +114,15 @@ class CodecRunOptions:
         check_lengths(made, rate_hz, windows, adversary=plan.spec.least_samples if plan else 0)
 
     def check_precision(self, backend: Backend) -> None:
-        """Raise InputError where the gradients would be wrong.
+        """Raise InputError where there is none such, or its gradients would be wrong.
 
         oneDNN's bfloat16 gradient of a transposed convolution to its input is wrong for some shapes on CPUs with AMX.
         """
-        if self.precision == "bfloat16" and backend.name == "torch" and not backend.has_gpu:
+        if self.precision == "float32":
+            return
+        if backend.name == "mlx":
+            raise InputError(f"--precision {self.precision}: only for --backend torch; on MLX use float32")
+        if not backend.has_gpu:
             raise InputError(
                 "--precision bfloat16: PyTorch's CPU kernels for transposed convolutions give wrong gradients in "
                 "bfloat16; use float32, or a GPU"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +19,75 @@ from backends.layouts.rules import to_theirs
 KERNELS = ("kernel", "last_kernel", "residual_kernel")
 
 
-def of_scale(
-    scale: str, named: Mapping[str, Settings], family: Family, checked: Callable[[Mapping[str, Any]], Settings],
-    wrong: Callable[[Settings], Mapping[str, object]],
-) -> Settings:  # fmt: skip
-    """The configuration that --scale asks for: one of `named`, or a JSON file in transformers' form or ours.
+@dataclass(frozen=True)
+class CodecKind:
+    """A family of codecs that training makes, opens and writes.
 
-    `checked` fills in what ours leaves out. `wrong` says of problems whether a codec of this configuration has them,
-    besides those of all (`_wrong`). Raises InputError where it has one, so that the codec could not train, or not be
-    written in transformers' layout.
+    layout      the one that is written, transformers'
+    scales      configurations by name
+    checked     fills in what a configuration of ours leaves out; raises ValueError
+    wrong       of a configuration: problems, and whether it has them, besides those of all codecs (`_wrong`)
+    mlx, torch  open a checkpoint as the native codec
     """
-    if scale in named:
-        return named[scale]
-    path = Path(scale)
-    if not path.is_file():
-        expected = f"{', '.join(named)} or a JSON file with {family.title}'s configuration"
-        raise InputError(f"--scale {scale}: expected {expected}")
-    content = read_json(path)
-    try:
-        found = family.read_settings(content, str(path)) or checked(content)
-        problems = {**_wrong(found), **wrong(found)}
-    except InputError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: {error}; known: {', '.join(family.published)}") from error
-    for problem, is_so in problems.items():
-        if is_so:
-            raise InputError(f"{path}: {problem}")
-    return found
+
+    family: Family
+    layout: str
+    scales: Mapping[str, Settings]
+    checked: Callable[[Mapping[str, Any]], Settings]
+    wrong: Callable[[Settings], Mapping[str, object]]
+    mlx: Callable[[Checkpoint], Any]
+    torch: Callable[[Checkpoint], Any]
+
+    def settings(self, scale: str) -> Settings:
+        """The configuration that --scale asks for: a name, or a JSON file in transformers' form or ours.
+
+        Raises InputError where such a codec could not train, or not be written in transformers' layout.
+        """
+        if scale in self.scales:
+            return self.scales[scale]
+        path = Path(scale)
+        if not path.is_file():
+            expected = f"{', '.join(self.scales)} or a JSON file with {self.family.title}'s configuration"
+            raise InputError(f"--scale {scale}: expected {expected}")
+        content = read_json(path)
+        try:
+            found = self.family.read_settings(content, str(path)) or self.checked(content)
+            problems = {**_wrong(found), **self.wrong(found)}
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: {error}; known: {', '.join(self.family.published)}") from error
+        for problem, is_so in problems.items():
+            if is_so:
+                raise InputError(f"{path}: {problem}")
+        return found
+
+    def native(self, backend: Backend, checkpoint: Checkpoint) -> Any:
+        """The codec in float32, on the backend's device."""
+        if backend.name == "mlx":
+            import mlx.core as mx
+
+            model = self.mlx(checkpoint)
+            model.set_dtype(mx.float32)
+            return model
+        return self.torch(checkpoint).to(backend.device)  # type: ignore[attr-defined]
+
+    def save(self, folder: Path, tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> Path:
+        """Write weights and config.json, which transformers and our --codec read; returns the weights file."""
+        folder.mkdir(parents=True, exist_ok=True)
+        config = self.family.write_settings(dict(settings), self.layout)
+        write_text(folder / "config.json", json.dumps(config, indent=1))
+        named = to_theirs(tensors, self.family.rules(self.layout, dict(settings)), self.family.title)
+        return write(folder / "model.safetensors", dict(named))
+
+    def writer(self, backend: Backend, model: Any, settings: Settings) -> Callable[[Path], Path]:
+        """What writes the model as it is then into a folder."""
+        return lambda folder: self.save(folder, tensors(backend, model), settings)
+
+
+def tensors(backend: Backend, model: Any) -> dict[str, np.ndarray]:
+    """All weights in our layout."""
+    return backend.to_host(backend.parameters(model)) if backend.name == "mlx" else model.tensors()
 
 
 def _wrong(found: Settings) -> dict[str, object]:
@@ -54,31 +96,3 @@ def _wrong(found: Settings) -> dict[str, object]:
         f"entries {entries}: expected a power of 2": entries < 2 or entries & (entries - 1),
         f"even kernel among {kernels}: expected odd ones": any(kernel % 2 == 0 for kernel in kernels),
     }
-
-
-def native(
-    backend: Backend, checkpoint: Checkpoint, mlx: Callable[[Checkpoint], Any], torch: Callable[[Checkpoint], Any]
-) -> Any:
-    """The codec as `mlx` or `torch` opens it, in float32 and on the backend's device."""
-    if backend.name == "mlx":
-        import mlx.core as mx
-
-        model = mlx(checkpoint)
-        model.set_dtype(mx.float32)
-        return model
-    return torch(checkpoint).to(backend.device)  # type: ignore[attr-defined]
-
-
-def tensors(backend: Backend, model: Any) -> dict[str, np.ndarray]:
-    """All weights in our layout."""
-    return backend.to_host(backend.parameters(model)) if backend.name == "mlx" else model.tensors()
-
-
-def save(
-    folder: Path, tensors: Mapping[str, np.ndarray], settings: Mapping[str, Any], family: Family, layout: str
-) -> Path:
-    """Write a layout of the family, weights and config.json; returns the weights file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.json", json.dumps(family.write_settings(dict(settings), layout), indent=1))
-    named = to_theirs(tensors, family.rules(layout, dict(settings)), family.title)
-    return write(folder / "model.safetensors", dict(named))

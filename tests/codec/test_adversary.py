@@ -30,7 +30,7 @@ class Game:
 
     def __init__(self, side: Side):
         self.side, self.backend = side, side.backend
-        self.model = codec_task.native(side.backend, codec_task.fresh(SETTINGS, 4))
+        self.model = codec_task.KIND.native(side.backend, codec_task.fresh(SETTINGS, 4))
         family = RVQFamily(LOSS, 4, Quantising(slots=8), side.name)
         self.backend.train_only(self.model, lambda name: ".rvq." not in name)
         collect(family, self.model)

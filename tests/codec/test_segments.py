@@ -10,6 +10,7 @@ import soundfile
 from backends.data import segments
 from backends.data.segments import Piece, Recording, Source
 from backends.errors import InputError
+from backends.training.baselines import Baselines
 from backends.training.curriculum import stage_of, stages
 
 SEED_TABLE = json.dumps(
@@ -58,6 +59,20 @@ def test_bad_curricula_are_named(text, message):
         stages(text, 4, 8, 1.0)
 
 
+def test_stages_of_one_length_improve_each_for_itself(tmp_path):
+    text = (
+        '[{"epochs": [1, 1], "length": 1}, {"epochs": [2, 2], "length": 2}, {"epochs": [3, 4], "length": 1}, '
+        '{"epochs": [5, 5], "length": 3}]'
+    )
+    (tmp_path / "metrics.csv").write_text("step,epoch,val_loss\n1,1,8.0\n2,2,3.0\n3,3,6.0\n4,4,5.0\n")
+    values = {name: {"val_loss": 10.0} for name in ("1.0s", "2.0s", "3.0s")}
+    measured = Baselines(stages(text, 5, 8, 1.0), values)
+    found = {name: round(share, 9) for name, share in measured.improvements(tmp_path)}
+    assert found == {"1.0s, epochs 1-1": 0.2, "2.0s": 0.7, "1.0s, epochs 3-4": 0.5}  # the last was not reached
+    cells = measured.section(tmp_path).html.split("<tr>")
+    assert ["-20.0 %" in cells[2], "-50.0 %" in cells[4]] == [True, True]
+
+
 def made_source(*units: int) -> Source:
     return Source([Recording(Path(f"{index}.wav"), count) for index, count in enumerate(units)], 8000, 100)
 
@@ -98,6 +113,22 @@ def test_reading_pads_files_to_whole_units(folder):
     assert audio.shape == (500,)
     np.testing.assert_array_equal(audio, np.repeat([0.25, 0.0, 0.25], [250, 50, 200]).astype(np.float32))
     assert pieces == (Piece(0, 0, 3), Piece(0, 0, 2))
+
+
+@pytest.mark.parametrize(
+    ("count", "named", "rest"),
+    [(1, ["0.wav: not readable as audio"], ""), (3, ["0.wav, ", "1.wav and ", "2.wav: not"], ""),
+     (7, ["0.wav, ", "4.wav and 2 more: not readable as audio"], "5.wav")],
+)  # fmt: skip
+def test_recordings_that_cannot_be_read_are_named(folder, count, named, rest):
+    for number in range(count):
+        (folder / f"{number}.wav").write_bytes(b"no audio")
+    with pytest.raises(InputError) as raised:
+        segments.source(segments.find(folder, "--x"), 8000, 100)
+    message = str(raised.value)
+    assert all(part in message for part in named), message
+    assert not rest or rest not in message
+    assert "\n" not in message
 
 
 def test_crops_are_seeded_and_avoid_silence(folder):

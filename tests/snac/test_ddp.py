@@ -26,10 +26,13 @@ def model(tmp_path_factory):
 def start(model: Path, output: Path, backend: str, *extra: object, nproc: int = 2) -> subprocess.Popen:
     """The command as a user types it."""
     argv = flags(model, output, backend, "--ddp", "--nproc", nproc, *extra)
+    return opened([sys.executable, "-m", "snac_port.finetune", *argv])
+
+
+def opened(argv: list[str]) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, "-m", "snac_port.finetune", *argv], env=environment, cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        argv, env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
 
@@ -66,6 +69,20 @@ def test_one_device_is_one_process(backend, model, tmp_path):
     assert code == 0, output
     assert f"on {backend} in 1 process(es)" in output
     assert output.count("weights:") == 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_launcher_may_start_one_process(backend, model, tmp_path):
+    """The user's own: mlx.launch gives a single process an empty list of hosts."""
+    launchers = {
+        "mlx": [str(Path(sys.executable).with_name("mlx.launch")), "-n", "1", "--", sys.executable, "-m"],
+        "torch": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1", "-m", "--"],
+    }
+    argv = flags(model, tmp_path, backend, "--num_epochs", 1)
+    code, output = finished(opened([*launchers[backend], "snac_port.finetune", *argv]))
+    assert code == 0, output
+    assert f"on {backend} in 1 process(es)" in output
+    assert (tmp_path / "best_model" / "model.safetensors").is_file(), output
 
 
 @pytest.mark.slow  # launchers, signals and timing: not for a loaded machine

@@ -1,6 +1,7 @@
 """The fine-tuning command on real recordings, on both backends, with a narrow codec."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -8,14 +9,18 @@ import snac_oracle as oracle
 import torch
 from finetuning import NARROW, RECORDINGS, narrow, recordings, run, weights
 
+from backends import get
 from backends.data import audio
 from backends.training import codec, log
 from backends.training.adversary import AdversaryPlan, DiscriminatorSpec
-from snac_port import from_pretrained
+from snac_port import from_pretrained, loss
+from snac_port.export import write_upstream
 from snac_port.finetune_options import FinetuneOptions
-from snac_port.task import count_codes
+from snac_port.load import save
+from snac_port.task import SNACFamily, count_codes
 
 BACKENDS = ("mlx", "torch")
+CPU = {"mlx": (), "torch": ("--device", "cpu")}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,6 +94,26 @@ def test_names_of_the_seed_find_the_exports(trained):
         assert same(weights(output / f"{name}.pt"), weights(output / name))
         (output / f"{name}.pt").unlink()
         assert from_pretrained(output / f"{name}.pt", backend).config.settings() == NARROW.settings()
+
+
+def test_an_export_of_before_does_not_hide_newer_weights(tmp_path, backend_name):
+    """best_model.pt is left where a run goes on without --export_pt; the later of it and best_model/ is meant."""
+    folder, named = tmp_path / "best_model", tmp_path / "best_model.pt"
+    codec = from_pretrained(narrow(folder), backend_name)
+    write_upstream(named, codec)
+    assert same(weights(named), weights(folder))
+    changed = {name: value + 1 for name, value in codec.tensors().items()}
+    save(folder / "model.safetensors", changed, NARROW)
+    age(named, 10)
+    assert same(weights(named), changed)
+    age(folder / "model.safetensors", 20)
+    assert not same(weights(named), changed)
+    (folder / "model.safetensors").unlink()  # its config.json is still the .pt's
+    assert not same(weights(named), changed)
+
+
+def age(path, seconds):
+    os.utime(path, (path.stat().st_atime, path.stat().st_mtime - seconds))
 
 
 def test_export_pt_is_what_upstream_loads(trained):
@@ -212,14 +237,39 @@ def test_both_backends_train_alike(model, tmp_path):
     assert mlx == pytest.approx(torch_, rel=1e-4)
 
 
-def test_bfloat16_is_pytorchs(model, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("backend", "message"), [("mlx", "only for --backend torch"), ("torch", "use float32, or a GPU")]
+)
+def test_bfloat16_is_for_pytorch_on_a_gpu(backend, message, model, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        run(model, tmp_path / "mlx", "mlx", "--precision", "bfloat16")
+        run(model, tmp_path, backend, "--precision", "bfloat16", *CPU[backend])
     assert stop.value.code == 2
-    assert "only for --backend torch" in capsys.readouterr().err
-    run(model, tmp_path / "torch", "torch", "--precision", "bfloat16", "--num_epochs", 1)
-    full = run(model, tmp_path / "full", "torch", "--num_epochs", 1)
-    half, whole = (log.read(folder / "metrics.csv")[-1]["val_loss"] for folder in (tmp_path / "torch", full))
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert error.startswith("error: --precision bfloat16: ")
+    assert message in error
+
+
+def test_the_loss_in_bfloat16_is_near_that_in_float32(model):
+    """Of a forward pass: the backward one is wrong on CPUs."""
+    codec, config = from_pretrained(model, "torch", "cpu"), NARROW
+    options = FinetuneOptions(train_data=RECORDINGS, val_data=RECORDINGS, n_ffts=(64, 128), freeze_encoder=False)
+    family = SNACFamily(config, loss.spec(options, config), "torch")
+    sound = audio.read(RECORDINGS / "val" / "1_george_0.wav", config.sampling_rate)[None, : 8 * config.unit_samples]
+    evaluate = get("torch", "cpu").eval_step(codec, family.terms)
+    batch = family.batch(sound, None, [3], training=False)
+    whole = evaluate(batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = evaluate(batch)
+    for name in ("l1", "stft_64", "stft_128"):
+        assert half[name] == pytest.approx(whole[name], rel=0.05), name
+        assert half[name] != whole[name], name
+
+
+@pytest.mark.cuda
+def test_training_in_bfloat16_on_a_gpu(model, tmp_path):
+    precisions = ("float32", "bfloat16")
+    runs = [run(model, tmp_path / name, "torch", "--device", 0, "--precision", name) for name in precisions]
+    whole, half = (log.read(folder / "metrics.csv")[-1]["val_loss"] for folder in runs)
     assert half == pytest.approx(whole, rel=0.05)
     assert half != whole
 

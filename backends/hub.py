@@ -1,6 +1,7 @@
 """From a path or a Hub id to a local directory."""
 
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from backends.errors import InputError
@@ -9,19 +10,29 @@ Choose = Callable[[Sequence[str]], Sequence[str]]
 TIMEOUT_S = 5.0  # for each of the Hub's addresses; it is asked once, without retries
 
 
-def directory(source: str | Path, choose: Choose, option: str) -> Path:
+def directory(source: str | Path, choose: Choose, option: str, keys: Sequence[str] = ()) -> Path:
     """Return the local directory of `source`: a directory, or a Hub id "org/name" (with "@revision" if wanted).
 
     `choose` picks from a repository's file names those to download; they come with a progress bar, resume after a
     break, and stay in the Hub's cache, which serves them where the Hub cannot be reached. `option` names the flag in
-    errors. Raises InputError where neither works, after a few `TIMEOUT_S` at most.
+    errors, `keys` the short names that it also takes. Raises InputError where neither works, after a few `TIMEOUT_S` at
+    most.
     """
     path = Path(source).expanduser()
     if path.is_dir():
         return path
     if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        raise InputError(f"{option} {source}: no such directory, and not a Hub id such as org/name")
+        raise InputError(
+            f"{option} {source}: no such directory, and not a Hub id such as org/name{_known(source, keys)}"
+        )
     return _download(str(source), choose, option)
+
+
+def _known(source: str | Path, keys: Sequence[str]) -> str:
+    if not keys:
+        return ""
+    close = get_close_matches(str(source), keys, 1)
+    return f"; did you mean {close[0]}?" if close else f", nor one of {', '.join(keys)}"
 
 
 def _download(source: str, choose: Choose, option: str) -> Path:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from backends import cli
 from backends.data import audio
+from backends.data.stream import checked_target
 from backends.errors import InputError
 from backends.mlx_backend.memory import memory, reset_peak_memory
 from backends.mlx_backend.sampling import Sampler
@@ -71,8 +72,7 @@ class GenerateOptions:
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise InputError("--text is empty: say something")
-        if self.output.suffix.lower() not in audio.FORMATS:  # before the work is done
-            raise InputError(f"--output {self.output}: expected a name that ends in {', '.join(audio.FORMATS)}")
+        checked_target(self.output)
         self._check_numbers()
         counts = len(self.context_audio), len(self.context_text), len(self.context_speaker)
         if counts[0] != counts[1] or counts[2] not in {0, min(1, counts[0]), counts[0]}:
@@ -103,9 +103,12 @@ def main(options: GenerateOptions) -> None:
     """Generate, write the file and say how long it took."""
     model = _model(options)
     limit = int(options.max_audio_length_ms / model.config.frame_ms)
+    if limit < 1:
+        least = f"expected at least {model.config.frame_ms:g}, one frame"
+        raise InputError(f"--max-audio-length-ms {options.max_audio_length_ms:g}: {least}")
     reset_peak_memory()
     started = time.perf_counter()
-    with tqdm(total=limit, desc="frames", unit="frame") as bar:
+    with tqdm(total=limit, desc="frames", unit="frame", delay=0.5) as bar:
         sound = generate(
             model,
             options.text,

@@ -35,7 +35,8 @@ def from_pretrained(
     if str(source) == "tiny":
         model = tiny.model()
     else:
-        model = _from_weights(find(DEFAULT if str(source) == "1b" else source, layouts.FAMILY, "--model"))
+        where = DEFAULT if str(source) == "1b" else source
+        model = _from_weights(find(where, layouts.FAMILY, "--model", ("1b", "tiny")))
     if codec is not None:
         model._companions["codec"] = companions.load_codec(codec)
     if tokenizer is not None:

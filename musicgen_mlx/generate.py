@@ -17,6 +17,7 @@ from tyro.conf import UseAppendAction
 
 from backends import cli
 from backends.data import audio
+from backends.data.stream import checked_target
 from backends.errors import InputError
 from musicgen_mlx.adapters import put_on
 from musicgen_mlx.engines import load_engine
@@ -66,6 +67,7 @@ class GenerateOptions:
     """Quantise the model's weights to so many bits (MLX)."""
 
     def __post_init__(self) -> None:
+        checked_target(self.output)
         if self.samples < 1:
             raise InputError(f"--samples {self.samples}: expected at least 1")
 
@@ -100,7 +102,7 @@ def main(options: GenerateOptions) -> None:
     request = options.request(engine)
     started = time.perf_counter()
     total = round(options.duration * engine.config.encodec.frame_hz)
-    with tqdm(total=total, desc="frames", unit="frame") as bar:
+    with tqdm(total=total, desc="frames", unit="frame", delay=0.5) as bar:
         sound = generate(engine, request, progress=lambda made: bar.update(made - bar.n))
     elapsed = time.perf_counter() - started
     rate = engine.config.encodec.sample_rate_hz

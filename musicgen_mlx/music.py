@@ -3,6 +3,7 @@
 What is native is an engine (`musicgen_mlx.mlx_engine`, `musicgen_mlx.torch_engine`); here are only NumPy arrays.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,12 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 250
     top_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, most in (("temperature", math.inf), ("top_k", math.inf), ("top_p", 1)):
+            value = getattr(self, name)
+            if not 0 <= value <= most or math.isinf(value):  # NaN is not
+                raise InputError(f"{name} {value}: expected a number from 0" + (f" to {most}" if most == 1 else ""))
 
 
 class Stream(Protocol):
@@ -77,6 +84,8 @@ class Request:
             raise InputError(f"{len(self.prompts)} prompts and {len(self.seeds)} seeds: expected one seed for each")
         if not 0 < self.duration_s < float("inf"):
             raise InputError(f"duration {self.duration_s}: expected seconds above 0")
+        if not 0 <= self.guidance < math.inf:
+            raise InputError(f"guidance {self.guidance}: expected a number from 0; 1 is none")
         if not 0 < self.stride_s < self.window_s:
             raise InputError(f"stride {self.stride_s} s: expected more than 0, less than the {self.window_s} s window")
 
@@ -114,6 +123,8 @@ def frames(engine: Engine, request: Request) -> Iterator[np.ndarray]:
     config, hz = engine.config, engine.config.encodec.frame_hz
     given = _given(engine, request)
     total, longest = round(request.duration_s * hz), round(request.window_s * hz)
+    if not total:
+        raise InputError(f"duration {request.duration_s:g} s: expected at least {1 / hz:g}, one frame")
     if total <= given.shape[2]:
         raise InputError(
             f"duration {request.duration_s:g} s: continue_from alone lasts {given.shape[2] / hz:g} s; ask for more"

@@ -45,7 +45,7 @@ def found(source: str | Path, codec_source: str | Path | None = None, text_sourc
         every = tiny.checkpoints()
         return Found(every["musicgen"], given_codec or every["encodec"], CODEC,
                      given_text or Text(every["t5"], tiny.TOKENIZER))  # fmt: skip
-    path = find(KEYS.get(str(source), source), musicgen.FAMILY, "--model")
+    path = find(KEYS.get(str(source), source), musicgen.FAMILY, "--model", (*KEYS, "tiny"))
     model = open_checkpoint(path, musicgen.FAMILY)
     along, tokenizer = find_companions(model, path), path.parent / "tokenizer.json"
     own_codec = given_codec or along.get("encodec")

@@ -29,10 +29,7 @@ def read_info(path: Path) -> AdapterInfo:
     """What an adapter file says of itself; reads only its header. Raises InputError where it is no such file."""
     info = stored_info(path)
     if info is None:
-        raise InputError(
-            f"{_file(path)}: an adapter without rank, alpha and targets in its metadata: apply an adapter with the "
-            "values it was trained with, then load it"
-        )
+        raise InputError(f"{_file(path)}: {_without_info(_file(path))}")
     return info
 
 
@@ -142,9 +139,24 @@ def stored_info(path: Path) -> AdapterInfo | None:
     return AdapterInfo(spec, targets, metadata.get("base", ""), trained, settings)
 
 
+def _without_info(path: Path) -> str:
+    with safe_open(str(path), framework="np") as file:
+        adapts = any(".lora_" in name for name in file.keys())  # noqa: SIM118
+    if not adapts:
+        return "holds no adapter; weights of a whole model are for --model or --pretrained-path"
+    return (
+        "an adapter without rank, alpha and targets in its metadata: apply an adapter with the values it was trained "
+        "with, then load it"
+    )
+
+
 def _file(path: Path) -> Path:
     path = Path(path).expanduser()
-    file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise InputError(f"{file}: no such adapter file")
-    return file
+    if not path.is_dir():
+        if not path.is_file():
+            raise InputError(f"{path}: no such adapter file")
+        return path
+    if not (path / "model.safetensors").is_file():
+        inside = sorted(path.glob("lora_ckpt_*.safetensors"), key=lambda file: file.stat().st_mtime)
+        raise InputError(f"{path}: is a directory; give the adapter file" + (f" {inside[-1]}" if inside else ""))
+    return path / "model.safetensors"

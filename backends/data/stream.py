@@ -1,5 +1,6 @@
 """Audio files read, resampled and written in blocks, so that memory does not grow with their length."""
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,10 +98,15 @@ def write_stream(path: Path | str, blocks: Iterable[np.ndarray], rate_hz: int) -
 
 
 def checked_target(path: Path | str) -> Path:
-    """`path` if its name is that of audio we can write. Raises InputError."""
+    """`path` if audio can be written there, to know before the work is done. Raises InputError."""
     path = Path(path).expanduser()
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"{path}: expected a name that ends in {', '.join(FORMATS)}")
+    if path.is_dir():
+        raise InputError(f"{path}: cannot be written, it is a directory; give the name of a file")
+    existing = next(folder for folder in path.absolute().parents if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"{path}: cannot be written, {existing} is not a folder that you may write to")
     return path
 
 

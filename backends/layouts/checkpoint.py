@@ -90,12 +90,15 @@ def layout_of(kind: Family, tensors: Tensors, source: str) -> str:
     return layout
 
 
-def find(source: str | Path, kind: Family, option: str) -> Path:
-    """The weights file of `source`: that file, or the one of a directory or Hub id that is one copy of the model."""
+def find(source: str | Path, kind: Family, option: str, keys: Sequence[str] = ()) -> Path:
+    """The weights file of `source`: that file, or the one of a directory or Hub id that is one copy of the model.
+
+    `option` names the flag in errors, `keys` the short names that it also takes.
+    """
     path = Path(source).expanduser()
     if path.is_file():
         return path
-    folder = hub.directory(source, lambda files: kind.choose_files(files, f"{option} {source}"), option)
+    folder = hub.directory(source, lambda files: kind.choose_files(files, f"{option} {source}"), option, keys)
     return folder / kind.choose_files([file.name for file in folder.iterdir()], f"{option} {source}")[0]
 
 

@@ -84,6 +84,8 @@ def metadata(tensors: Mapping[str, np.ndarray]) -> Mapping[str, str]:
 
 def open_tensors(path: Path) -> Mapping[str, np.ndarray]:
     """The tensors of a .safetensors file, of an index.json's shards, or of a .pt/.bin/.pth file (needs PyTorch)."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
     if path.name.endswith(".index.json"):
         return _sharded(path)
     if path.suffix == ".safetensors":

@@ -81,11 +81,6 @@ def _same_run(path: Path, saved: dict, asked: dict) -> None:
         may_change.discard("epochs")  # the schedule's end moves with it
     if asked.get("resume_from") == str(path):
         may_change.add("resume_from")  # the other run did not start from itself
-    for name in sorted(set(saved["identity"]) | set(asked["identity"])):
-        if saved["identity"].get(name) != asked["identity"].get(name):
-            raise InputError(
-                f"the {name} has changed since {path} was saved: use another --output-dir, or --no-resume to start over"
-            )
     if "dataset" in asked["identity"]:
         may_change |= {"data_path", "val_path"}  # what they hold is the same
     for name in sorted((set(saved) | set(asked)) - may_change - {"identity"}):
@@ -94,4 +89,9 @@ def _same_run(path: Path, saved: dict, asked: dict) -> None:
             raise InputError(
                 f"{flag} is {asked.get(name)!r}, but {path} was trained with {saved.get(name)!r}: "
                 "use that value, another --output-dir, or --no-resume to start over"
+            )
+    for name in sorted(set(saved["identity"]) | set(asked["identity"])):  # after the options, which may be the cause
+        if saved["identity"].get(name) != asked["identity"].get(name):
+            raise InputError(
+                f"the {name} has changed since {path} was saved: use another --output-dir, or --no-resume to start over"
             )

@@ -53,6 +53,8 @@ class CreateDatasetOptions:
             raise InputError(f"--max-audio-length-ms {self.max_audio_length_ms}: expected a positive number")
         if self.max_samples is not None and self.max_samples < 1:
             raise InputError(f"--max-samples {self.max_samples}: expected at least 1")
+        if self.speaker_per_folder and self.default_speaker:
+            raise InputError("--speaker-per-folder and --default-speaker exclude each other: give one of them")
         if self.default_speaker < 0:
             raise InputError(f"--default-speaker {self.default_speaker}: expected a whole number from 0")
 

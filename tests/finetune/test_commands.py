@@ -254,6 +254,30 @@ def test_a_changed_dataset_on_continuing_is_refused(lora, capsys, dataset, tmp_p
     assert re.search(r"--data-path is|the dataset has changed", capsys.readouterr().err)
 
 
+def test_options_are_compared_before_what_follows_from_them(lora, capsys):
+    """Without --train-embeddings other weights are frozen, but the base model has not changed."""
+    run = lora("--train-embeddings")
+    with pytest.raises(SystemExit):
+        lora("--epochs", 2, output=run)
+    assert "--train-embeddings is False, but" in capsys.readouterr().err
+
+
+def test_a_run_directory_or_a_whole_model_is_no_adapter(lora, full, tmp_path, capsys):
+    from csm_mlx.generate import main
+
+    run, whole = lora(), full(output=tmp_path / "whole")
+    capsys.readouterr()
+    for given, said in (
+        (run, "is a directory; give the adapter file "),
+        (whole / "ckpt_epoch_1.safetensors", "holds no adapter; weights of a whole model are for --model or --pretra"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.run(main, GenerateOptions, ["--model", "tiny", "--text", "a", "--lora", str(given)])
+        assert stop.value.code == 2
+        error = capsys.readouterr().err
+        assert f"{given}: {said}" in error
+
+
 def test_a_finished_run_says_where_its_weights_are(lora, capsys):
     run = lora()
     capsys.readouterr()
@@ -363,6 +387,13 @@ def test_importing_the_command_leaves_the_function_callable():
         (["--text", "a", "--speaker", "-2"], "--speaker -2: expected a number from 0"),
         (["--text", "a", "--max-audio-length-ms", "nan"], "--max-audio-length-ms nan: expected a number from 0"),
         (["--text", "a", "--max-audio-length-ms", "1e9"], "max_audio_length_ms must be less than 163680"),
+        (["--text", "a", "--max-audio-length-ms", "10"], "--max-audio-length-ms 10: expected at least 80, one frame"),
+        (["--text", "a", "--output", f"{__file__}/x.wav"], "test_commands.py is not a folder that you may write to"),
+        (
+            ["--text", "a", "--model", "tinny"],
+            "--model tinny: no such directory, and not a Hub id such as org/name; did you mean tiny?",
+        ),
+        (["--text", "a", "--pretrained-path", "none.safetensors"], "none.safetensors: no such file"),
         (["--text", "a", "--context-speaker", "3"], "belong together, found 0, 0 and 1"),
     ],
 )

@@ -133,6 +133,13 @@ def test_numbers_out_of_range_are_an_error(flag, value, folder, capsys):
     assert f"{flag} {value}: expected" in capsys.readouterr().err
 
 
+def test_numbering_speakers_excludes_giving_one(folder, capsys):
+    with pytest.raises(SystemExit) as stop:
+        create("--audio-dir", folder, "--default-speaker", 3, "--speaker-per-folder")
+    assert stop.value.code == 2
+    assert "--speaker-per-folder and --default-speaker exclude each other" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flags", [["--audio-dir", "gone"], ["--audio-dir", "."]])
 def test_nothing_to_make_is_an_error(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

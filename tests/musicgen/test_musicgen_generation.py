@@ -222,6 +222,37 @@ def test_requests_are_checked():
     assert music.WINDOW_S == 30
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--temperature", "nan"], "temperature nan: expected a number from 0"),
+        (["--top-k", "-1"], "top_k -1: expected a number from 0"),
+        (["--top-p", "2"], "top_p 2.0: expected a number from 0 to 1"),
+        (["--guidance", "nan"], "guidance nan: expected a number from 0"),
+        (["--guidance", "-3"], "guidance -3.0: expected a number from 0"),
+        (["--duration", "nan"], "duration nan: expected seconds above 0"),
+        (["--duration", "0.001"], "duration 0.001 s: expected at least 0.02, one frame"),
+        (["--output", "x.xyz"], "x.xyz: expected a name that ends in .wav"),
+        (["--output", f"{__file__}/x.wav"], "is not a folder that you may write to"),
+        (
+            ["--model", "smal"],
+            "--model smal: no such directory, and not a Hub id such as org/name; did you mean small?",
+        ),
+        (["--continue-from", "none.wav"], "none.wav: no such audio file"),
+        (["--lora", "none.safetensors"], "none.safetensors: no such adapter file"),
+    ],
+)
+def test_bad_flags_end_with_one_line_and_code_2(flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main, GenerateOptions, ["--model", "tiny", "--backend", "mlx", "--duration", "0.1", *flags])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_half_precision_files_are_float32_on_the_cpu(tmp_path):
     ours = model("none")
     ours.set_dtype(mx.float16)

@@ -107,6 +107,9 @@ def test_damaged_or_foreign_files_are_one_line_errors(side, tmp_path):
     with pytest.raises(InputError, match="not a readable safetensors file"):
         read_info(path)
     save_file({"x": np.zeros(3, np.float32)}, path)
+    with pytest.raises(InputError, match="holds no adapter; weights of a whole model are for"):
+        read_info(path)
+    save_file({"x.lora_a": np.zeros(3, np.float32)}, path)  # csm-mlx's trainer
     with pytest.raises(InputError, match="without rank, alpha and targets"):
         read_info(path)
     with pytest.raises(InputError, match="unexpected x"):

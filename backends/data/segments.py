@@ -19,7 +19,7 @@ from backends.seeds import rng
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 QUIET = 10 ** (-50 / 20)  # a crop whose RMS is below this is drawn again
 TRIES = 4
-NAMED = 5  # files that cannot be read, by one error
+NAMED = 5  # bad files, by one error
 
 
 @dataclass(frozen=True)
@@ -132,21 +132,20 @@ def source(paths: Sequence[Path], rate_hz: int, unit_samples: int) -> Source:
         if units:
             recordings.append(Recording(path, units))
     if bad:
-        raise _unreadable(bad)
+        raise refused(bad)
     if not recordings:
         raise InputError(f"{paths[0].parent}: the recordings hold no audio")
     return Source(recordings, rate_hz, unit_samples)
 
 
-def _unreadable(bad: Sequence[tuple[Path, InputError]]) -> InputError:
-    """One error for all: of a single file with its reason, of more their names."""
-    if len(bad) == 1:
-        return bad[0][1]
-    names = [str(path) for path, _ in bad[:NAMED]] + [f"{len(bad) - NAMED} more"] * (len(bad) > NAMED)
-    return InputError(
-        f"{', '.join(names[:-1])} and {names[-1]}: not readable as audio; expected WAV, FLAC, OGG or MP3: "
-        "replace or remove them"
-    )
+def refused(bad: Sequence[tuple[Path, InputError]]) -> InputError:
+    """One error for these files: the first one's, and the names of some others."""
+    (_, first), others = bad[0], bad[1:]
+    if not others:
+        return first
+    names = ", ".join(str(path) for path, _ in others[: NAMED - 1])
+    more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    return InputError(f"{first}; {len(bad)} files are bad, also {names}{more}")
 
 
 def fingerprint(found: Source) -> str:

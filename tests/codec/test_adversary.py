@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_train_codec import SMALL, Killed, few, options, rows, speech
+from codec_runs import few, killed_at, swelling
+from test_train_codec import SMALL, options, rows
 from toy import Side
 
 from backends.base import OptimSpec
 from backends.errors import InputError
 from backends.layouts.mimi_settings import PUBLISHED
-from backends.training import codec_weights, loop
+from backends.training import codec_weights
 from backends.training.adversary import AdversaryPlan, Alternating, DiscriminatorSpec, against
 from backends.training.codec_loss import CodecLoss
 from backends.training.codec_options import CodecOptions
@@ -41,7 +42,7 @@ class Game:
         self.done = 0
 
     def update(self, lr: float = LR) -> dict[str, float]:
-        audio = speech(4, 640 * 3)
+        audio = swelling(4, 640 * 3)
         keys = [10 * self.done + item for item in range(4)]
         halves = [self.family.batch(audio[i : i + 2], None, keys[i : i + 2], training=True) for i in (0, 2)]
         counts = [self.family.counts(half) for half in halves]
@@ -141,20 +142,19 @@ def test_discriminators_go_first_at_their_rate():
 
 def test_a_run_resumes_exactly(tmp_path, monkeypatch):
     monkeypatch.setattr(CodecOptions, "adversary", lambda _options: PLAN)
-    small = {**few(tmp_path), "epochs": 2, "quantize_after": 2, "save_every": 2, "log_every": 1, "adversarial": True}
+    small = {
+        **few(tmp_path),
+        "segment_length": 0.32,
+        "epochs": 2,
+        "quantize_after": 2,
+        "save_every": 2,
+        "log_every": 1,
+        "adversarial": True,
+    }
     backend = "torch"
     train_codec(options(tmp_path / "whole", backend, **small))
-    update = loop._Run._update
-
-    def dying(run, batches):
-        if run.state.step == 3:
-            raise Killed
-        update(run, batches)
-
-    monkeypatch.setattr(loop._Run, "_update", dying)
-    with pytest.raises(Killed):
+    with killed_at(3):
         train_codec(options(tmp_path / "killed", backend, **small))
-    monkeypatch.setattr(loop._Run, "_update", update)
     train_codec(options(tmp_path / "killed", backend, **small))
     for file in ("weights", "optimizer", "buffers"):
         path = Path("run/checkpoints/step_4") / f"{file}.safetensors"
@@ -177,5 +177,5 @@ def _native(game):
     import importlib
 
     step = importlib.import_module(f"backends.{game.side.name}_backend.step")
-    batch = game.family.batch(speech(2, 640 * 3), None, [1, 2], training=False)
+    batch = game.family.batch(swelling(2, 640 * 3), None, [1, 2], training=False)
     return step.native(batch) if game.side.name == "mlx" else step.native(batch, game.backend.device)

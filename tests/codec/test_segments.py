@@ -117,8 +117,8 @@ def test_reading_pads_files_to_whole_units(folder):
 
 @pytest.mark.parametrize(
     ("count", "named", "rest"),
-    [(1, ["0.wav: not readable as audio"], ""), (3, ["0.wav, ", "1.wav and ", "2.wav: not"], ""),
-     (7, ["0.wav, ", "4.wav and 2 more: not readable as audio"], "5.wav")],
+    [(1, ["0.wav: not readable as audio"], "also"), (3, ["0.wav: not", "; 3 files are bad, also ", "1.wav, "], "more"),
+     (7, ["0.wav: not", "4.wav and 2 more"], "5.wav")],
 )  # fmt: skip
 def test_recordings_that_cannot_be_read_are_named(folder, count, named, rest):
     for number in range(count):
@@ -127,7 +127,7 @@ def test_recordings_that_cannot_be_read_are_named(folder, count, named, rest):
         segments.source(segments.find(folder, "--x"), 8000, 100)
     message = str(raised.value)
     assert all(part in message for part in named), message
-    assert not rest or rest not in message
+    assert rest not in message
     assert "\n" not in message
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,10 +10,10 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from codec_runs import DATA, few, killed_at, refusal, short, swelling
 from gradients import assert_gradients_equal
 from toy import Side
 
-from backends import cli
 from backends.errors import InputError
 from backends.layouts import mimi as layouts
 from backends.layouts.checkpoint import find, open_checkpoint
@@ -25,7 +24,7 @@ from backends.mlx_backend import rvq_codec as mlx_side
 from backends.mlx_backend.step import native as mlx_native
 from backends.torch_backend import rvq_codec as torch_side
 from backends.torch_backend.step import native as torch_native
-from backends.training import codec_weights, loop
+from backends.training import codec_weights
 from backends.training.codec_loss import CodecLoss
 from backends.training.rvq_codec import Quantising, RVQFamily, Unquantised
 from csm_mlx import codec_task
@@ -34,18 +33,11 @@ from csm_mlx.config import mimi_of_settings
 from csm_mlx.finetune.train_codec import TrainCodecOptions, train_codec
 from csm_mlx.torch_mimi import Mimi as TorchMimi
 
-DATA = Path(__file__).parents[2] / "examples" / "fsdd_george"
 SMALL = {
     "sample_rate_hz": 8000, "ratios": [8, 5, 4, 2], "filters": 4, "width": 32, "layers": 1, "heads": 2, "mlp_width": 64,
     "layer_scale": 0.1, "codebooks": 4, "entries": 32, "code_width": 16,
 }  # fmt: skip
 LOSS = CodecLoss(1.0, 0.7, (64, 256), 0.5, 1e-2, 0.25, 24_000, 1920, 32)
-
-
-def speech(batch: int, samples: int) -> np.ndarray:
-    """Noise whose loudness swells. Never silent: a magnitude near 0 has no direction, so its gradient is noise."""
-    noise = np.random.default_rng(1).standard_normal((batch, samples)) * (0.2 + np.sin(np.arange(samples) / 2000) ** 2)
-    return (0.3 * noise).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +65,7 @@ def families(loss=LOSS, codebooks=8):
 
 def test_torch_layers_equal_transformers(opened):
     theirs, _, ours = opened
-    audio = torch.from_numpy(speech(2, 1920 * 16))  # the transformers' 32 steps pass their window of 20
+    audio = torch.from_numpy(swelling(2, 1920 * 16))  # the transformers' 32 steps pass their window of 20
     with torch.no_grad():
         expected = theirs.encode(audio[:, None]).audio_codes
         np.testing.assert_array_equal(ours.encode(audio).numpy(), expected.numpy())
@@ -84,7 +76,7 @@ def test_torch_layers_equal_transformers(opened):
 def test_training_forward_equals_coding(opened):
     """With all codebooks and no bypass, training quantises as encoding and decoding do."""
     _, ours, twin = opened
-    audio = speech(2, 1920 * 5)
+    audio = swelling(2, 1920 * 5)
     batch = families()["mlx"].batch(audio, None, [1, 2], training=False)
     for model, native, side in (
         (ours, mlx_native(batch), mlx_side),
@@ -117,7 +109,7 @@ def torch_gradients(model, batch, weights, loss=LOSS):
 def test_terms_and_gradients_are_equal_on_both_backends(pair):
     ours, twin = pair
     family = families()["mlx"]
-    batch = family.batch(speech(6, 1920 * 5 - 700), None, [3, 4, 5, 6, 7, 8], training=True)
+    batch = family.batch(swelling(6, 1920 * 5 - 700), None, [3, 4, 5, 6, 7, 8], training=True)
     assert 0 < batch["bypass"].sum() < 6
     assert len(set(batch["active"].tolist())) > 2
     counts = family.counts(batch)
@@ -151,7 +143,7 @@ def test_decoder_only_gives_the_encoder_no_gradient(pair):
     ours, twin = pair
     loss = CodecLoss(1.0, 0.0, (64,), 0.0, 1e-2, 0.25, 24_000, 1920, 32, decoder_only=True)
     family = families(loss)["mlx"]
-    batch = family.batch(speech(2, 1920 * 4), None, [3, 4], training=True)
+    batch = family.batch(swelling(2, 1920 * 4), None, [3, 4], training=True)
     assert not batch["bypass"].any()
     assert set(loss.coefficients) == {"l1", "stft_64"}
     weights = {name: value / family.counts(batch)[name] for name, value in loss.coefficients.items()}
@@ -208,47 +200,8 @@ def test_the_first_updates_are_unquantised(side):
 
 
 def options(folder, backend, **changes):
-    scale = folder / "small.json"
-    folder.mkdir(exist_ok=True)
-    scale.write_text(json.dumps(SMALL))
-    return TrainCodecOptions(
-        **{
-            "train_data": DATA / "train",
-            "val_data": DATA / "val",
-            "output_dir": folder / "run",
-            "backend": backend,
-            "device": None if backend == "mlx" else "cpu",
-            "scale": str(scale),
-            "epochs": 7,
-            "batch_size": 8,
-            "segment_length": 0.8,
-            "n_ffts": (256,),
-            "quantize_after": 10,
-            "learning_rate": 2e-3,
-            "samples": 0,
-            "eval_every": 28,
-            "log_every": 4,
-            "save_every": 0,
-            "num_workers": 1,
-            **changes,
-        }  # fmt: skip
-    )
-
-
-def few(folder):
-    """Options for runs of two updates an epoch on a few short recordings."""
-    data = folder / "few"
-    data.mkdir()
-    for path in sorted((DATA / "train").glob("*.wav"))[:8]:
-        shutil.copy(path, data)
-    return {
-        "train_data": data,
-        "val_data": data,
-        "batch_size": 4,
-        "segment_length": 0.32,
-        "mel_weight": 0.0,
-        "eval_every": 100,
-    }
+    mine = {"epochs": 7, "segment_length": 0.8, "learning_rate": 2e-3, "eval_every": 28}
+    return TrainCodecOptions(**{**short(folder, backend, SMALL), **mine, **changes})
 
 
 def rows(folder):
@@ -272,7 +225,7 @@ def test_a_short_run_learns_and_its_codec_reloads(tmp_path, backend):
     assert min(used) >= 5, used  # of 140 codes, many of them silence; two where codebooks collapse
 
     folder = tmp_path / "run" / "last"
-    audio = speech(1, 640 * 9)
+    audio = swelling(1, 640 * 9)
     theirs = oracles.MimiModel.from_pretrained(folder).eval()
     with torch.no_grad():
         codes = theirs.encode(torch.from_numpy(audio)[:, None]).audio_codes.numpy()
@@ -281,27 +234,14 @@ def test_a_short_run_learns_and_its_codec_reloads(tmp_path, backend):
     np.testing.assert_array_equal(torch_side.codes(twin, audio[0], 640), codes[0])
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("backend", ["mlx", "torch"])
-def test_resume_is_exact(tmp_path, backend, monkeypatch):
+def test_resume_is_exact(tmp_path, backend):
     """Killed twice, before and after k-means starts the codebooks; the checkpoints hold codebooks and the start."""
-    small = {**few(tmp_path), "epochs": 6, "quantize_after": 6, "save_every": 4, "log_every": 4}
+    small = {**few(tmp_path), "segment_length": 0.32, "epochs": 6, "quantize_after": 6, "save_every": 4, "log_every": 4}
     train_codec(options(tmp_path / "whole", backend, **small))
-    update = loop._Run._update
     for at in (5, 10):
-
-        def dying(run, batches, at=at):
-            if run.state.step == at:
-                raise Killed
-            update(run, batches)
-
-        monkeypatch.setattr(loop._Run, "_update", dying)
-        with pytest.raises(Killed):
+        with killed_at(at):
             train_codec(options(tmp_path / "killed", backend, **small))
-    monkeypatch.setattr(loop._Run, "_update", update)
     train_codec(options(tmp_path / "killed", backend, **small))
     whole, killed = (tmp_path / name / "run" for name in ("whole", "killed"))
     for file in ("weights", "optimizer", "buffers"):
@@ -318,7 +258,7 @@ def test_decoder_only_keeps_the_codes(tmp_path):
     )
     same = {"scale": None, "codec": str(source.parent), "quantize_after": None, "epochs": 1, "eval_every": 100}
     train_codec(options(tmp_path, "mlx", decoder_only=True, **same))
-    audio = mx.array(speech(1, 640 * 9))
+    audio = mx.array(swelling(1, 640 * 9))
     before, after = load_codec(source.parent), load_codec(tmp_path / "run" / "last")
     codes = before.encode(audio)
     assert mx.array_equal(codes, after.encode(audio))
@@ -346,22 +286,8 @@ TORCH = ("--backend", "torch", "--device", "cpu")
     ],
 )
 def test_bad_options_are_refused(tmp_path, capsys, flags, message):
-    given = [
-        "--train-data",
-        str(DATA / "train"),
-        "--val-data",
-        str(DATA / "val"),
-        "--output-dir",
-        str(tmp_path / "run"),
-        "--backend",
-        "mlx",
-    ]
-    with pytest.raises(SystemExit) as stop:
-        cli.run(train_codec, TrainCodecOptions, [*given, *flags])
-    assert stop.value.code == 2
-    printed = capsys.readouterr().err.strip()
-    assert message in printed
-    assert "\n" not in printed
+    given = ["--train-data", DATA / "train", "--val-data", DATA / "val", "--output-dir", tmp_path, "--backend", "mlx"]
+    assert message in refusal(train_codec, TrainCodecOptions, [*given, *flags], capsys)
 
 
 @pytest.mark.parametrize(

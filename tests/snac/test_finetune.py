@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 import snac_oracle as oracle
+import soundfile
 import torch
 from finetuning import NARROW, RECORDINGS, narrow, recordings, run, weights
 
@@ -21,14 +23,6 @@ from snac_port.task import SNACFamily, count_codes
 
 BACKENDS = ("mlx", "torch")
 CPU = {"mlx": (), "torch": ("--device", "cpu")}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -299,6 +293,27 @@ def test_bad_options_are_named(model, tmp_path, capsys, extra, message):
     error = capsys.readouterr().err.strip()
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def test_all_bad_recordings_are_named(model, tmp_path, capsys):
+    """Those whose header is damaged, and those that only encoding finds out about."""
+    folder = tmp_path / "recordings"
+    shutil.copytree(recordings() / "val", folder)
+    names = [path.name for path in sorted(folder.iterdir())][:3]
+    for name in names[:2]:
+        soundfile.write(folder / name, np.full(4000, np.nan, np.float32), 8000, subtype="FLOAT")
+    with pytest.raises(SystemExit):
+        run(model, tmp_path / "run", "mlx", "--train_data", folder)
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{names[0]}: holds NaN" in error
+    assert "2 files are bad" in error
+    assert names[1] in error
+    assert names[2] not in error
+    for name in names:
+        (folder / name).write_bytes(b"no audio")
+    with pytest.raises(SystemExit):
+        run(model, tmp_path / "run", "mlx", "--train_data", folder)
+    assert "3 files are bad" in capsys.readouterr().err
 
 
 def test_the_hub_s_absence_names_the_option_of_this_command(tmp_path, monkeypatch, capsys):

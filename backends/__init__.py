@@ -9,7 +9,7 @@ from backends.errors import InputError, missing_extra
 
 __all__ = ["Backend", "InputError", "get"]
 
-blas.preload()
+blas.install()
 
 
 def get(name: str = "auto", device: str | None = None) -> Backend:

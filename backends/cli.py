@@ -29,8 +29,7 @@ def run(main: Callable[[Options], object], options: type[Options], argv: Sequenc
     argv = sys.argv[1:] if argv is None else list(argv)
     with _one_line_errors():
         parsed = parse(options, argv)
-        if note := blas.hint():
-            print(note, file=sys.stderr)
+        blas.advise(lambda note: print(note, file=sys.stderr))
         main(parsed)
 
 

@@ -1,8 +1,8 @@
 """Frames per second of CSM on MLX: ours, mlx-audio's and the frame's matrix products alone, paired in one process.
 
     pip install mlx-audio
-    python -m benchmarks.csm_frames                # csm_tiny and about 60 M parameters, float32
-    python -m benchmarks.csm_frames --compile      # ours with mx.compile (on Linux CPU this calls g++ first)
+    AUDIOSMITH_BLAS=openblas python -m benchmarks.csm_frames   # csm_tiny and about 60 M parameters, float32
+    python -m benchmarks.csm_frames --compile                  # with mx.compile (on Linux CPU this calls g++ first)
 
 Every round times the contestants in turn; the medians over the rounds and of the paired ratios are printed.
 """

@@ -20,7 +20,29 @@ def run(code: str, **environment: str) -> str:
 
 @linux
 def test_a_library_is_found_where_torch_is_installed():
-    assert run("import csm_mlx; from backends import blas; print(blas.loaded)") in {"openblas", "mkl", "torch"}
+    code = "import csm_mlx.model; from backends import blas; print(blas.loaded)"
+    assert run(code) in {"openblas", "mkl", "torch"}
+
+
+@linux
+def test_without_mlx_nothing_is_loaded():
+    """PyTorch's own products would come from there."""
+    code = (
+        "import musicgen_mlx.torch_model, sys; from backends import blas; print(blas.loaded, 'mlx.core' in sys.modules)"
+    )
+    assert run(code) == "None False"
+
+
+@linux
+def test_where_torch_is_there_already_mlx_shares_its_library():
+    code = "import torch; from csm_mlx import model; from backends import blas; print(blas.loaded)"
+    assert run(code) == "torch"
+
+
+@linux
+def test_one_library_can_be_asked_for():
+    assert run("from backends import blas; print(blas.preload())", AUDIOSMITH_BLAS="torch") == "torch"
+    assert run("from backends import blas; print(blas.preload())", AUDIOSMITH_BLAS="none of them") == "None"
 
 
 @linux

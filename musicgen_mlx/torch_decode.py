@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from backends.torch_backend.sampling import Sampler, step_key
 from musicgen_mlx.known import UNKNOWN
@@ -18,7 +17,6 @@ from musicgen_mlx.torch_model import AnyMusicGen, Condition, MusicGen
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 SLOTS = 256
-FEW_ROWS = 4
 
 
 class Decoder:
@@ -69,7 +67,7 @@ class Decoder:
             if memory is not None:
                 y = layer.encoder_attn_layer_norm(x)
                 x = x + self._attended(layer.encoder_attn, y, *memory, mask=self._cross_mask())
-            x = x + _product(layer.fc2, F.gelu(_product(layer.fc1, layer.final_layer_norm(x))))
+            x = x + layer.fc2(F.gelu(layer.fc1(layer.final_layer_norm(x))))
         self.taken += T
         return self.stack.layer_norm(x)
 
@@ -77,7 +75,7 @@ class Decoder:
         """All keys and values so far, with those of y written behind the others."""
         start, stop = self.taken, self.taken + y.shape[1]
         for slots, project in zip(cache, (attention.k_proj, attention.v_proj), strict=True):
-            slots[:, :, start:stop] = self._heads(_product(project, y))
+            slots[:, :, start:stop] = self._heads(project(y))
         return cache[0][:, :, :stop], cache[1][:, :, :stop]
 
     def _attended(
@@ -85,9 +83,9 @@ class Decoder:
         mask: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         B, T, D = y.shape
-        q = self._heads(_product(attention.q_proj, y))
+        q = self._heads(attention.q_proj(y))
         z = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal)
-        return _product(attention.out_proj, z.transpose(1, 2).reshape(B, T, D))
+        return attention.out_proj(z.transpose(1, 2).reshape(B, T, D))
 
     def _memory(self, layer: Any) -> KeysValues | None:
         """A layer's keys and values of the condition, made once."""
@@ -112,7 +110,7 @@ class Decoder:
 
     def _chosen(self, hidden: torch.Tensor, known: np.ndarray) -> torch.Tensor:
         """Hidden states (rows, D) -> codes (B, K): those that are known, the others chosen."""
-        logits = torch.stack([_product(head, hidden) for head in self.model.decoder.lm_heads], dim=1).float()
+        logits = torch.stack([head(hidden) for head in self.model.decoder.lm_heads], dim=1).float()
         if self.guided:
             said, unsaid = logits.chunk(2)
             logits = unsaid + self.guidance * (said - unsaid)
@@ -140,18 +138,6 @@ class Decoder:
 
     def _native(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array.astype(np.int64)).to(self.stack.layer_norm.weight.device, non_blocking=True)
-
-
-def _product(linear: Any, x: torch.Tensor) -> torch.Tensor:
-    """A linear layer without bias. A few rows on the CPU go one by one: a product of a matrix with a vector reads the
-    weights at the memory's rate, and the next ones find them in the cache, which the product with both does not reach.
-    """
-    rows = x.numel() // x.shape[-1]
-    few = 1 < rows <= FEW_ROWS and x.device.type == "cpu" and x.dtype == torch.float32
-    if not few or type(linear) is not nn.Linear:
-        return linear(x)
-    flat = x.reshape(rows, -1)
-    return torch.stack([linear.weight.mv(row) for row in flat]).reshape(*x.shape[:-1], -1)
 
 
 def sinusoids(positions: torch.Tensor, width: int) -> torch.Tensor:

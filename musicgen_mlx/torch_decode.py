@@ -92,7 +92,7 @@ class Decoder:
         if not self.crossing or self.condition is None:
             return None
         attention = layer.encoder_attn
-        states = self.condition.states.to(attention.k_proj.weight.dtype)
+        states = self.condition.states.to(layer.encoder_attn_layer_norm.weight.dtype)  # a projection may be an adapter
         return self._heads(attention.k_proj(states)), self._heads(attention.v_proj(states))
 
     def _cross_mask(self) -> torch.Tensor | None:

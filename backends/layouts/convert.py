@@ -140,12 +140,16 @@ def _fill(folder: Path, source: Checkpoint, along: Mapping[str, Checkpoint], pat
 
 
 def _config(source: Checkpoint, path: Path, layout: str) -> dict:
-    """The configuration in the layout's form; where the layout stays the same, as it was."""
+    """The configuration in the layout's form; where the layout stays the same, as it was.
+
+    A config.json beside the weights may be about something else, such as the options of the run that made them.
+    """
     beside = path.parent / CONFIG
-    if layout != source.layout or not beside.is_file():
+    as_it_was = read_json(beside) if layout == source.layout and beside.is_file() else {}
+    if not as_it_was or not source.family.read_settings(as_it_was, str(beside)):
         return source.family.write_settings(source.settings, layout)
     # Sesame's repository points transformers to its index by this key; the copy is a single file.
-    return {key: value for key, value in read_json(beside).items() if key != "transformers_weights"}
+    return {key: value for key, value in as_it_was.items() if key != "transformers_weights"}
 
 
 def _check_destination(options: Options, names: Sequence[str], *, as_file: bool) -> None:

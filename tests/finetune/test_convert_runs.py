@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 from backends import cli
 from backends.errors import InputError
 from backends.layouts import convert
-from csm_mlx import CSM, csm_tiny
+from csm_mlx import CSM, csm_tiny, generate
 from csm_mlx.companions import codec_of, tokenizer_of
 from csm_mlx.config import LlamaConfig
 from csm_mlx.finetune.lora import apply_lora_to_model, load_adapter, load_lora_weights
@@ -51,6 +51,14 @@ def test_a_whole_model_goes_to_every_layout_and_back(full, base, tmp_path):
         again = {name: np.array(value) for name, value in mx.load(str(folder / "model.safetensors")).items()}
         assert again.keys() == start.keys()
         assert all((again[name] == start[name]).all() for name in start)
+
+
+def test_a_run_s_file_becomes_a_directory_that_generates(full, tmp_path):
+    """The config.json beside the file is the run's options, not the model's."""
+    run = full()
+    folder = converted(run / "ckpt_epoch_1.safetensors", tmp_path / "ours", "csm-mlx")
+    sound = generate(CSM.from_pretrained(folder), "one", 0, [], 160, seed=1)
+    assert (sound == generate(CSM.from_pretrained(run / "ckpt_epoch_1.safetensors"), "one", 0, [], 160, seed=1)).all()
 
 
 def test_an_adapter_goes_to_peft_and_back(lora, base, tmp_path):

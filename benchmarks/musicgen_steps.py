@@ -1,6 +1,8 @@
-"""A step of MusicGen: ours on MLX against its own linear layers, ours on PyTorch against transformers' `generate`.
+"""A step of MusicGen: ours on MLX against its own linear layers and mlx-examples' LM, ours on PyTorch against
+transformers' `generate`. Each framework has a process of its own, so that each has its own BLAS.
 
     python -m benchmarks.musicgen_steps
+    python -m benchmarks.musicgen_steps --mlx-examples DIR   # a checkout's folder `musicgen`, to time its LM too
 
 Random weights, one prompt of 12 rows with guidance 3.0 (so two rows a step), exact top-k 250, float32. Every round
 times the contestants in turn; medians over the rounds and of the paired ratios are printed.
@@ -8,21 +10,29 @@ times the contestants in turn; medians over the rounds and of the paired ratios 
 
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 
 from backends import blas, cli
-from backends.mlx_backend import parameters
-from musicgen_mlx import condition, generation, initial, torch_generation, torch_model
+from musicgen_mlx import initial
 from musicgen_mlx.config import MusicGenConfig, of_scale
-from musicgen_mlx.model import MusicGen
+from musicgen_mlx.known import known_steps
 
 ROWS, GUIDANCE = 12, 3.0
+PAIRS = {
+    "mlx": (("ours", "linear layers"), ("mlx-examples", "ours")),
+    "torch": (("transformers", "ours"), ("ours", "linear layers")),
+}
+
+Run = Callable[[], float]  # seconds per step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,28 +47,50 @@ class Options:
     """Width and layers; heads are of width 64."""
     threads: int = 2
     """PyTorch's threads."""
+    only: str | None = None
+    """mlx or torch, in this process."""
+    mlx_examples: Path | None = None
+    """The folder `musicgen` of a checkout of mlx-examples."""
 
 
 def main(options: Options) -> None:
-    """Print one table per size."""
-    import torch
-
-    torch.set_num_threads(options.threads)
-    print(f"BLAS: {blas.loaded or 'reference'}; device: {mx.default_device()}; PyTorch's threads: {options.threads}")
+    """Print one table per framework and size."""
+    if options.only is None:
+        for framework in PAIRS:
+            subprocess.run([sys.executable, "-m", __spec__.name, *sys.argv[1:], "--only", framework], check=True)
+        return
     for size in options.sizes:
         width, layers = (int(number) for number in size.split("/"))
         config = replace(of_scale("small"), width=width, layers=layers, heads=width // 64, mlp_width=4 * width, name="")
-        weights = initial.tensors(config, 0)
-        contestants = {
-            "ours, MLX": our_steps(config, weights, options),
-            "linear layers": linear_layers(config, weights, options),
-            "ours, PyTorch": torch_steps(config, weights, options),
-            "transformers": their_steps(config, weights, options),
-        }
-        report(f"{width}/{layers}", contestants, options)
+        contestants = {"mlx": mlx_contestants, "torch": torch_contestants}[options.only](config, options)
+        report(f"{options.only}, {width}/{layers}", contestants, PAIRS[options.only], options)
 
 
-def report(title: str, contestants: dict[str, Callable[[], float]], options: Options) -> None:
+def mlx_contestants(config: MusicGenConfig, options: Options) -> dict[str, Run]:
+    import mlx.core as mx
+
+    print(f"MLX's BLAS: {blas.loaded or 'reference'}; device: {mx.default_device()}")
+    weights = initial.tensors(config, 0)
+    found = {"ours": our_steps(config, weights, options), "linear layers": linear_layers(config, weights, options)}
+    if options.mlx_examples is not None:
+        found["mlx-examples"] = examples_steps(config, weights, options, options.mlx_examples)
+    return found
+
+
+def torch_contestants(config: MusicGenConfig, options: Options) -> dict[str, Run]:
+    import torch
+
+    torch.set_num_threads(options.threads)
+    print(f"PyTorch's threads: {options.threads}")
+    model = torch_model_of(config, initial.tensors(config, 0))
+    return {
+        "ours": torch_steps(model, options),
+        "transformers": their_steps(model, options),
+        "linear layers": torch_linear_layers(model, options),
+    }
+
+
+def report(title: str, contestants: dict[str, Run], pairs: tuple[tuple[str, str], ...], options: Options) -> None:
     for run in contestants.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
@@ -66,12 +98,13 @@ def report(title: str, contestants: dict[str, Callable[[], float]], options: Opt
         for name, run in contestants.items():
             seconds[name].append(run())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(f"\n{title}: medians of {options.rounds} rounds of {options.steps} steps (all contestants: {peak:.1f} GB)")
+    print(f"{title}: medians of {options.rounds} rounds of {options.steps} steps (all contestants: {peak:.1f} GB)")
     for name, values in seconds.items():
         print(f"  {name:<14} {1e3 * statistics.median(values):8.1f} ms per step")
-    for one, other in (("ours, MLX", "linear layers"), ("transformers", "ours, PyTorch")):
-        ratio = statistics.median(a / b for a, b in zip(seconds[one], seconds[other], strict=True))
-        print(f"  {one} takes {ratio:.2f} x the time of {other}")
+    for one, other in pairs:
+        if one in seconds and other in seconds:
+            ratio = statistics.median(a / b for a, b in zip(seconds[one], seconds[other], strict=True))
+            print(f"  {one} takes {ratio:.2f} x the time of {other}")
 
 
 def states(config: MusicGenConfig) -> np.ndarray:
@@ -85,7 +118,13 @@ def per_step(run: Callable[[Callable[[], None]], object], steps: int) -> float:
     return (times[-1] - times[-1 - steps]) / steps
 
 
-def our_steps(config: MusicGenConfig, weights: dict[str, np.ndarray], options: Options) -> Callable[[], float]:
+def our_steps(config: MusicGenConfig, weights: dict[str, np.ndarray], options: Options) -> Run:
+    import mlx.core as mx
+
+    from backends.mlx_backend import parameters
+    from musicgen_mlx import condition, generation
+    from musicgen_mlx.model import MusicGen
+
     model = MusicGen(config)
     parameters.load(model, {name: mx.array(value) for name, value in weights.items()})
     model.eval()
@@ -98,8 +137,10 @@ def our_steps(config: MusicGenConfig, weights: dict[str, np.ndarray], options: O
     return lambda: per_step(run, options.steps)
 
 
-def linear_layers(config: MusicGenConfig, weights: dict[str, np.ndarray], options: Options) -> Callable[[], float]:
+def linear_layers(config: MusicGenConfig, weights: dict[str, np.ndarray], options: Options) -> Run:
     """The step's products with weights, in the form in which it does them: weights @ two columns."""
+    import mlx.core as mx
+
     names = [name for name in weights if name.endswith("weight") and "emb" not in name and weights[name].ndim == 2]
     # Keys and values of the condition are computed once, the projection of the text too.
     once = ("cross_attn.k_proj", "cross_attn.v_proj", "conditioner")
@@ -116,20 +157,70 @@ def linear_layers(config: MusicGenConfig, weights: dict[str, np.ndarray], option
     return run
 
 
+def examples_steps(config: MusicGenConfig, weights: dict[str, np.ndarray], options: Options, folder: Path) -> Run:
+    """mlx-examples' LM with our weights, in the loop of its `generate`; text encoder and codec stay out."""
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    sys.path.insert(0, str(folder))
+    import musicgen as peer  # pyright: ignore[reportMissingImports]
+
+    setattr(peer, "TextConditioner", lambda *_: nn.Identity())  # noqa: B010
+    setattr(peer, "EncodecModel", SimpleNamespace(from_pretrained=lambda _: (None, None)))  # noqa: B010
+    decoder = SimpleNamespace(
+        num_codebooks=config.codebooks, bos_token_id=config.special, hidden_size=config.width,
+        num_attention_heads=config.heads, num_hidden_layers=config.layers, ffn_dim=config.mlp_width,
+    )  # fmt: skip
+    audio = SimpleNamespace(codebook_size=config.entries, sampling_rate=32_000, _name_or_path="encodec")
+    text = SimpleNamespace(_name_or_path="t5", d_model=config.text_width)
+    model = peer.MusicGen(SimpleNamespace(decoder=decoder, audio_encoder=audio, text_encoder=text))
+    mine = {name: mx.array(value) for name, value in weights.items()}
+    model.load_weights([pair for pair in mine.items() if "text_conditioner" not in pair[0]])
+    weight, bias = (mine[f"text_conditioner.output_proj.{part}"] for part in ("weight", "bias"))
+    said = mx.array(states(config)) @ weight.T + bias
+    said = mx.concatenate([said, mx.zeros_like(said)])
+    mx.eval(model.parameters(), said)
+
+    def run() -> float:
+        frames = options.steps + 2
+        cache = [peer.KVCache(config.width // config.heads, config.heads) for _ in model.layers]
+        laid = mx.full((1, frames + 1, config.codebooks), config.special)
+        started = 0.0
+        for offset in range(frames):
+            if offset == 2:
+                started = time.perf_counter()
+            logits = model(mx.tile(laid[:, offset : offset + 1], [2, 1, 1]), said, cache)
+            logits = logits[1:2] + (logits[:1] - logits[1:2]) * GUIDANCE
+            codes = peer.top_k_sampling(logits, 250, 1.0, axis=-2)
+            codes[..., offset + 1 :] = config.special
+            codes[..., : -frames + offset] = config.special
+            laid[:, offset + 1 : offset + 2] = codes
+            mx.eval(laid)
+        return (time.perf_counter() - started) / options.steps
+
+    return run
+
+
 def torch_model_of(config: MusicGenConfig, weights: dict[str, np.ndarray]) -> Any:
     from backends.layouts import musicgen as layouts
     from backends.layouts.checkpoint import read
+    from musicgen_mlx import torch_model
 
     return torch_model.of_checkpoint(read(layouts.FAMILY, weights, config.settings(), "random weights"))
 
 
-def torch_steps(config: MusicGenConfig, weights: dict[str, np.ndarray], options: Options) -> Callable[[], float]:
+def torch_condition(model: Any) -> Any:
     import torch
 
-    model = torch_model_of(config, weights)
     with torch.inference_mode():
-        said = model.condition(torch.from_numpy(states(config)), torch.ones(1, ROWS, dtype=torch.bool), [False])
-    laid = generation.known_steps(config, 1, options.steps + 2)
+        said = torch.from_numpy(states(model.shapes))
+        return model.condition(said, torch.ones(1, ROWS, dtype=torch.bool), [False])
+
+
+def torch_steps(model: Any, options: Options) -> Run:
+    from musicgen_mlx import torch_generation
+
+    said, laid = torch_condition(model), known_steps(model.shapes, 1, options.steps + 2)
 
     def run(tick: Callable[[], None]) -> None:
         for step in torch_generation.predicted_steps(model, laid, said, [0], guidance=GUIDANCE):
@@ -139,15 +230,35 @@ def torch_steps(config: MusicGenConfig, weights: dict[str, np.ndarray], options:
     return lambda: per_step(run, options.steps)
 
 
-def their_steps(config: MusicGenConfig, weights: dict[str, np.ndarray], options: Options) -> Callable[[], float]:
+def torch_linear_layers(model: Any, options: Options) -> Run:
+    """The step's products with weights, of two rows."""
+    import torch
+    import torch.nn.functional as F
+
+    layers = [layer for layer in model.decoder.modules() if isinstance(layer, torch.nn.Linear)]
+    once = {id(getattr(layer.encoder_attn, name)) for layer in model.decoder.model.decoder.layers
+            for name in ("k_proj", "v_proj")}  # fmt: skip
+    weights = [layer.weight for layer in layers if id(layer) not in once]
+    rows = {width: torch.randn(2, width) for width in {weight.shape[1] for weight in weights}}
+
+    @torch.inference_mode()
+    def run() -> float:
+        started = time.perf_counter()
+        for _ in range(options.steps):
+            for weight in weights:
+                F.linear(rows[weight.shape[1]], weight)
+        return (time.perf_counter() - started) / options.steps
+
+    return run
+
+
+def their_steps(model: Any, options: Options) -> Run:
     """`generate` of the same transformers module for two items: its bare decoder fails with guidance, and this is as
     many rows."""
     import torch
     from transformers import LogitsProcessor, LogitsProcessorList
 
-    model = torch_model_of(config, weights)
-    with torch.inference_mode():
-        said = model.condition(torch.from_numpy(states(config)), torch.ones(1, ROWS, dtype=torch.bool), [False])
+    config, said = model.shapes, torch_condition(model)
 
     class Ticks(LogitsProcessor):
         def __init__(self, tick: Callable[[], None]):

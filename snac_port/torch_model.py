@@ -5,7 +5,7 @@ Here its layers are called one by one. Latents are (B, D, T), as upstream has th
 """
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -23,7 +23,9 @@ from backends.layouts.rules import to_ours
 from backends.layouts.snac import rules
 from backends.seeds import mix
 from backends.torch_backend import files
-from backends.torch_backend.tiling import over_time
+from backends.torch_backend.convolution import conv1d, upsample1d
+from backends.torch_backend.snake import snake
+from backends.torch_backend.tiling import Tensors, over_time
 from backends.torch_backend.world import sum_arrays, world
 from snac_port import load
 from snac_port.codec import Codec
@@ -84,10 +86,11 @@ class SNAC(Codec, snac.SNAC):
 
     def encode_latents(self, audio: torch.Tensor) -> torch.Tensor:
         """Audio (B, T) -> latents (B, D, T / hop)."""
-        x, whole = audio[:, None], torch.is_grad_enabled()
-        for layer in self.encoder.block:
-            x = _encoder_block(layer, x, whole) if isinstance(layer, layers.EncoderBlock) else layer(x)
-        return x
+        first, *body, last = self.encoder.block
+        x = _in_pieces([first], audio[:, None], 3)
+        for layer in body:
+            x = _encoder_block(layer, x) if isinstance(layer, layers.EncoderBlock) else layer(x)
+        return _in_pieces([last], x, 3)
 
     def quantize(self, latents: torch.Tensor, bypass: torch.Tensor | None = None) -> Quantized:
         """Upstream's quantiser, with the terms it had before version 1.2; `bypass` (B,) as in `snac_port.quantizer`."""
@@ -122,13 +125,11 @@ class SNAC(Codec, snac.SNAC):
 
     def decode_latents(self, latents: torch.Tensor, noise: Noise = None) -> torch.Tensor:
         """Latents (B, D, T) -> audio (B, samples). `noise` holds a tensor (B or 1, 1, T) per block; None is silence."""
-        x, given, whole = latents, iter(noise or ()), torch.is_grad_enabled()
+        x, given = latents, iter(noise or ())
         *body, activation, last, tanh = self.decoder.model
         for layer in body:
-            is_block = isinstance(layer, layers.DecoderBlock)
-            x = _decoder_block(layer, x, next(given, None), whole) if is_block else layer(x)
-        end = nn.Sequential(activation, last, tanh)
-        return over_time(lambda piece, *_: end(piece), x, 3, whole=whole)[:, 0]
+            x = _decoder_block(layer, x, next(given, None)) if isinstance(layer, layers.DecoderBlock) else layer(x)
+        return _in_pieces([activation, last, tanh], x, 3)[:, 0]
 
     @torch.inference_mode()
     def encode_window(self, audio: np.ndarray) -> list[np.ndarray]:
@@ -149,34 +150,75 @@ class SNAC(Codec, snac.SNAC):
         return tensor.to(parameter.dtype) if tensor.is_floating_point() else tensor
 
 
-def _encoder_block(block: Any, x: torch.Tensor, whole: bool) -> torch.Tensor:
-    """One of upstream's encoder blocks, piece by piece."""
+def _encoder_block(block: Any, x: torch.Tensor) -> torch.Tensor:
     *units, activation, down = block.block
     for unit in units:
-        x = _residual_unit(unit, x, whole)
-    end, stride = nn.Sequential(activation, down), down.stride[0]
-    return over_time(lambda piece, *_: end(piece), x, stride, rate=Fraction(1, stride), whole=whole)
+        x = _residual_unit(unit, x)
+    stride = down.stride[0]
+    return _in_pieces([activation, down], x, stride, Fraction(1, stride))
 
 
-def _decoder_block(block: Any, x: torch.Tensor, noise: torch.Tensor | None, whole: bool) -> torch.Tensor:
-    """One of upstream's decoder blocks, piece by piece, with the noise given to it."""
+def _decoder_block(block: Any, x: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+    """With the noise given to it."""
     activation, up, *rest = block.block
+    units = rest[isinstance(rest[0], layers.NoiseBlock) :]
+    gain = None if noise is None or len(units) == len(rest) else rest[0].linear
     stride = up.stride[0]
 
-    def raise_rate(piece: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        y = up(activation(piece))
-        if noise is None or not isinstance(rest[0], layers.NoiseBlock):
+    def raise_rate(piece: torch.Tensor, weights: Tensors, rows: slice, frames: slice) -> torch.Tensor:
+        y = _through([activation, up], piece, weights)
+        if gain is None or noise is None:
             return y
-        return y + noise[..., start * stride : stop * stride] * rest[0].linear(y)
+        drawn = noise.expand(len(x), -1, -1)[rows, :, frames.start * stride : frames.stop * stride]
+        return torch.addcmul(y, drawn, _through([gain], y, weights[3:]))
 
-    x = over_time(raise_rate, x, 1, rate=Fraction(stride), whole=whole)
-    for unit in rest[isinstance(rest[0], layers.NoiseBlock) :]:
-        x = _residual_unit(unit, x, whole)
+    weights = _weights([activation, up] if gain is None else [activation, up, gain])
+    y = over_time(raise_rate, x, weights, 1, rate=Fraction(stride))
+    for unit in units:
+        y = _residual_unit(unit, y)
+    return y
+
+
+def _residual_unit(unit: Any, x: torch.Tensor) -> torch.Tensor:
+    return over_time(
+        lambda piece, weights, *_: _through(unit.block, piece, weights).add_(piece),
+        x,
+        _weights(unit.block),
+        3 * unit.block[1].dilation[0],
+    )
+
+
+def _in_pieces(modules: Sequence[nn.Module], x: torch.Tensor, halo: int, rate: Fraction = Fraction(1)) -> torch.Tensor:
+    return over_time(
+        lambda piece, weights, *_: _through(modules, piece, weights), x, _weights(modules), halo, rate=rate
+    )
+
+
+def _weights(modules: Iterable[Any]) -> Tensors:
+    """What `_through` takes of these layers, weight norm applied."""
+    found: list[torch.Tensor | None] = []
+    for module in modules:
+        if isinstance(module, layers.Snake1d):
+            found.append(module.alpha)
+        elif not isinstance(module, nn.Tanh):
+            found += [module.weight, module.bias]
+    return found
+
+
+def _through(modules: Iterable[Any], x: torch.Tensor, weights: Tensors) -> torch.Tensor:
+    """Upstream's layers one after the other, with these weights, in the forms of `backends.torch_backend`."""
+    given: Iterator[Any] = iter(weights)
+    for module in modules:
+        if isinstance(module, layers.Snake1d):
+            x = snake(x, next(given))
+        elif isinstance(module, nn.Tanh):
+            x = torch.tanh(x)
+        elif isinstance(module, nn.ConvTranspose1d):
+            x = upsample1d(x, next(given), next(given), stride=module.stride[0])
+        else:
+            sizes = {name: getattr(module, name)[0] for name in ("stride", "padding", "dilation")}
+            x = conv1d(x, next(given), next(given), groups=module.groups, **sizes)
     return x
-
-
-def _residual_unit(unit: Any, x: torch.Tensor, whole: bool) -> torch.Tensor:
-    return over_time(lambda piece, *_: unit(piece), x, 3 * unit.block[1].dilation[0], whole=whole)
 
 
 def _float32(value: np.ndarray) -> np.ndarray:

@@ -15,6 +15,9 @@ from mlx.utils import tree_map
 from backends.layouts.rules import to_ours
 from backends.layouts.snac import rules
 from backends.mlx_backend import convolution, snake
+from backends.torch_backend import convolution as torch_convolution
+from backends.torch_backend import snake as torch_snake
+from backends.torch_backend import tiling
 from snac_port import SNACConfig
 from snac_port.codes import whole
 from snac_port.noise import source
@@ -217,6 +220,48 @@ def test_gradients_of_the_door_are_upstreams(name):
     assert_gradients_equal(in_our_names(gradients, config), in_our_names(expected, config))
 
 
+@pytest.mark.parametrize("name", ["24khz", "odd strides", "dense"])
+def test_the_doors_pieces_equal_one_pass(name, monkeypatch):
+    """Latents, audio and every gradient, where layers run over a few frames of one clip at a time."""
+    theirs, both = made(name)
+    door, config = both["torch"], theirs.config
+    audio, pull, drawn = training_batch(config)
+    assert {array.shape[0] for array in drawn} <= {2}, "each clip has noise of its own"
+    found = []
+    for longest in (1 << 30, 1):
+        monkeypatch.setattr(tiling, "PIECE", longest)
+        monkeypatch.setattr(tiling, "FEWEST", 1)
+        own, quantized = door(torch.from_numpy(audio), [torch.from_numpy(array)[:, None] for array in drawn])
+        loss = (own * torch.from_numpy(pull)).sum() + 300 * quantized.commitment
+        gradients = in_our_names(torch_gradients(door, loss), config)
+        found.append((quantized.latents.detach().numpy(), own.detach().numpy(), latents(door, audio), gradients))
+    (*signals, gradients), (*others, again) = found
+    for one, other in zip(signals, others, strict=True):
+        assert np.abs(one - other).max() <= NEAR
+    assert_gradients_equal(again, gradients)
+
+
+def test_the_door_keeps_one_tensor_per_layer_for_the_gradient():
+    """Its input: nothing of what is in between, and nothing of a decoder's input that is not trained."""
+    theirs, both = made("24khz")
+    door, config = both["torch"], theirs.config
+    frames = 16
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        door.decode_latents(torch.zeros(3, config.latent_dim, frames))
+    weights = sum(2 * parameter.numel() for parameter in door.decoder.parameters())
+    width, rate, elements = config.decoder_dim, 1, frames * (2 * config.latent_dim + config.decoder_dim)
+    for stride in config.decoder_rates:
+        width, rate = width // 2, rate * stride
+        elements += 4 * width * rate * frames  # of three residual units, and the next block's activation
+    assert sum(kept.values()) / 4 <= 3 * (elements + frames * rate) + weights
+
+
 def test_training_and_evaluation_compute_the_same():
     """Folded weights in pieces, and weight norm over whole clips."""
     theirs, both = made("44khz")
@@ -259,12 +304,28 @@ def test_the_forms_for_gpus_compute_the_same(name, monkeypatch):
         assert np.abs(value - other).max() <= NEAR
 
 
+@pytest.mark.parametrize("name", ["24khz", "odd strides", "dense"])
+def test_the_doors_forms_for_gpus_compute_the_same(name, monkeypatch):
+    """PyTorch's own convolutions."""
+    theirs, both = made(name)
+    door, config = both["torch"], theirs.config
+    audio, pull, drawn = training_batch(config)
+    found = []
+    for native in (torch_convolution._native, lambda _: True):
+        monkeypatch.setattr(torch_convolution, "_native", native)
+        own, _ = door(torch.from_numpy(audio), [torch.from_numpy(array)[:, None] for array in drawn])
+        gradients = torch_gradients(door, (own * torch.from_numpy(pull)).sum())
+        found.append((own.detach().numpy(), in_our_names(gradients, config)))
+    assert np.abs(found[0][0] - found[1][0]).max() <= NEAR
+    assert_gradients_equal(found[0][1], found[1][1])
+
+
 def pulled(form, pull: mx.array, x: mx.array, alpha: mx.array) -> mx.array:
     return (form(x, alpha) * pull).sum()
 
 
-def test_snake_is_its_definition_in_both_forms():
-    """Values and gradients, also where alpha x is hundreds of turns, and in bfloat16."""
+def test_snake_is_its_definition_in_all_forms():
+    """Values and gradients, also where alpha x is hundreds of turns, and in bfloat16; the PyTorch twin too."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 300, 5)).astype(np.float32) * np.float32([1, 1, 3, 30, 100])
     alpha = np.float32([0.05, 1, 3, 7, 20])
@@ -279,6 +340,12 @@ def test_snake_is_its_definition_in_both_forms():
         gradients = mx.grad(partial(pulled, form, mx.array(pull)), argnums=(0, 1))(mx.array(x), mx.array(alpha))
         np.testing.assert_allclose(np.array(gradients[0])[..., :3], tx.grad.numpy()[..., :3], atol=3e-5)
         np.testing.assert_allclose(np.array(gradients[1])[:3], ta.grad.numpy()[:3], rtol=1e-4)
+    found = [torch.from_numpy(x.swapaxes(1, 2)).requires_grad_(), torch.from_numpy(alpha[:, None]).requires_grad_()]
+    value = torch_snake.snake(*found)
+    (value * torch.from_numpy(pull.swapaxes(1, 2))).sum().backward()
+    np.testing.assert_allclose(value.detach().numpy().swapaxes(1, 2)[..., :3], expected.detach()[..., :3], atol=1e-5)
+    np.testing.assert_allclose(found[0].grad.numpy().swapaxes(1, 2)[..., :3], tx.grad.numpy()[..., :3], atol=3e-5)
+    np.testing.assert_allclose(found[1].grad.numpy()[:3, 0], ta.grad.numpy()[:3], rtol=1e-4)
     half = snake.snake(mx.array(x).astype(mx.bfloat16), mx.array(alpha).astype(mx.bfloat16))
     assert half.dtype == mx.bfloat16
     small = slice(0, 2)

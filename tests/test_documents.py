@@ -145,9 +145,10 @@ def test_the_guide_names_every_option(options):
     assert {flag for flag in flags if not re.search(rf"{flag}\b(?!-)", guide)} == set()
 
 
-def test_musicgens_guide_names_every_option():
+@pytest.mark.parametrize("options", [MusicGenOptions, MusicOptions])
+def test_musicgens_guide_names_every_option(options):
     guide = (ROOT / "docs/musicgen.md").read_text(encoding="utf-8")
-    flags = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(MusicGenOptions)} - {"--resume"}
+    flags = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(options)} - {"--resume"}
     assert {flag for flag in flags if not re.search(rf"{flag}\b(?!-)", guide)} == set()
 
 

@@ -1,6 +1,8 @@
 """Music on MLX and PyTorch: batches, seeds, windows, streams, guidance, quantised weights, and the command."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from backends import cli
+from backends import cli, get
+from backends.base import LoRASpec
 from backends.data import audio
 from backends.errors import InputError
 from backends.mlx_backend.sampling import Sampler
@@ -251,6 +254,49 @@ def test_bad_flags_end_with_one_line_and_code_2(flags, message, tmp_path, monkey
     assert message in error
     assert len(error.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_guide_runs(tmp_path, monkeypatch):
+    """The commands and the Python of docs/musicgen.md's first section, on small models and short."""
+    monkeypatch.chdir(tmp_path)
+    save_pretrained(model("none"), tmp_path / "unconditional")
+    audio.write("loop.wav", 0.3 * np.random.default_rng(0).standard_normal(3200), 32_000)
+    _random_adapter(tmp_path / "runs" / "lora" / "lora_ckpt_best.safetensors")
+    text = (ROOT / "docs" / "musicgen.md").read_text(encoding="utf-8").partition("## The model")[0]
+    swapped = {"small": "tiny", "micro-jungle": "unconditional", "cuda:0": "cpu"}
+    commands = "".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", "")
+    for line in commands.splitlines():
+        if words := [swapped.get(word, word) for word in shlex.split(line, comments=True)]:
+            assert words[:3] == ["python", "-m", "musicgen_mlx.generate"]
+            cli.run(main, GenerateOptions, [*words[3:], "--duration", "0.2"])
+    names = [
+        "loop",
+        "music",
+        "jungle",
+        "longer",
+        "minute",
+        "small",
+        "half",
+        "adapted",
+        *(f"batch_{i}" for i in range(4)),
+    ]
+    assert {path.stem for path in tmp_path.glob("*.wav")} == set(names)
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    code = code.replace('"small"', '"tiny"').replace("duration_s=10", "duration_s=0.4")
+    exec(compile(code, "docs/musicgen.md", "exec"), {})
+    whole, live = (audio.read(tmp_path / name, 32_000) for name in ("music.wav", "live.wav"))
+    assert whole.shape == live.shape == (12_800,)
+    np.testing.assert_allclose(whole, live, atol=2e-4)
+
+
+def _random_adapter(path: Path) -> None:
+    from musicgen_mlx.adapters import Adapters
+
+    made = Engine(model())
+    adapters = Adapters(get("mlx"), made.model, made.config)
+    adapters.put([name for name in adapters.linears() if "attn" in name], LoRASpec(2, 4.0))
+    path.parent.mkdir(parents=True)
+    adapters.save(path, "tiny")
 
 
 def test_half_precision_files_are_float32_on_the_cpu(tmp_path):

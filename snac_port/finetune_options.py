@@ -73,8 +73,6 @@ class FinetuneOptions(CodecRunOptions):
                 f"--quantize-after {self.quantize_after} is for training everything from random weights: it needs "
                 "--no-freeze-encoder and --no-freeze-vq, and no --ema-decay"
             )
-        if self.ddp and self.device not in (None, "cpu"):
-            raise InputError(f"--device {self.device}: with --ddp each process takes a device of its own: leave it out")
         self.training().optim()
 
     @property

@@ -282,7 +282,10 @@ TORCH = ("--backend", "torch", "--device", "cpu")
         (["--scale", "tiny", "--decoder-only"], "--decoder-only: "),
         (["--scale", "tiny", "--train-data", "nowhere"], "--train-data nowhere: no such folder"),
         (["--scale", "tiny", "--wings", "2"], "wings"),
-        (["--scale", "tiny", "--ddp", "--device", "0"], "--device 0: with --ddp each process takes a device of its own"),
+        (
+            ["--scale", "tiny", "--ddp", "--device", "0"],
+            "--device 0: with --ddp each process takes a device of its own",
+        ),
         (["--scale", "tiny", *TORCH, "--precision", "bfloat16"], "transposed convolutions give wrong gradients"),
     ],
 )

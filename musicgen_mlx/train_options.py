@@ -107,6 +107,8 @@ class MusicGenOptions(TrainOptions):
                 raise InputError(f"--{name.replace('_', '-')} is for adapters: give --lora-rank too")
         if self.model is None and self.text_encoder is not None and self.conditioner == "none":
             raise InputError("--text-encoder needs --conditioner text")
+        if self.model is None and self._given("condition_dropout") and self.conditioner == "none":
+            raise InputError("--condition-dropout needs --conditioner text")
         if self.model is None and self.lora_rank:
             raise InputError("--lora-rank needs --model: adapters on random weights learn nothing")
         if self.resume_from is not None and self.resume_from.is_file() and not self.lora_rank:

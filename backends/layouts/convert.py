@@ -77,9 +77,7 @@ def _convert_weights(options: Options, kind: Family) -> None:
     source = _with_settings_of(along, source)
     print(_described(source))
     if as_file:
-        tensors, about, like = _weights(source, along, options.to)
-        config = source.family.write_settings(source.settings, source.family.ours)
-        write(options.dst, tensors, {**about, CONFIG_KEY: json.dumps(config)}, like)
+        _write_alone(options.dst, source, along, options.to)
     else:
         _replace(options.dst, lambda folder: _fill(folder, source, along, path, options.to))
     about = "".join(_about(wanted, source, along.get(wanted.family), options) for wanted in kind.companions)
@@ -127,12 +125,19 @@ def _weights(
     return tensors, metadata, like
 
 
+def _write_alone(path: Path, source: Checkpoint, along: Mapping[str, Checkpoint], layout: str) -> None:
+    """A file that no config.json goes with carries its configuration, in our form."""
+    tensors, about, like = _weights(source, along, layout)
+    config = source.family.write_settings(source.settings, source.family.ours)
+    write(path, tensors, {**about, CONFIG_KEY: json.dumps(config)}, like)
+
+
 def _fill(folder: Path, source: Checkpoint, along: Mapping[str, Checkpoint], path: Path, layout: str) -> None:
     write(folder / WEIGHTS, *_weights(source, along, layout))
     write_text(folder / CONFIG, json.dumps(_config(source, path, layout), indent=1))
     for wanted in source.family.companions:
         if wanted.family in along and not source.family.embeds(layout, source.settings):
-            write(folder / wanted.files[0], *_weights(along[wanted.family], {}, family(wanted.family).ours))
+            _write_alone(folder / wanted.files[0], along[wanted.family], {}, family(wanted.family).ours)
     for name in source.family.beside:
         if (path.parent / name).is_file():
             shutil.copyfile(path.parent / name, folder / name)

@@ -241,6 +241,9 @@ def test_a_micro_model_in_transformers_generates_the_same_codes(tmp_path):
     with torch.inference_mode():
         sound = codec.decode(got.reshape(1, 2, 4, -1), [None]).audio_values[:, 0].numpy()
     np.testing.assert_allclose(np.array(codec_of(ours).decode(own)), sound, atol=1e-4)
+    again = MusicGen.from_pretrained(at)  # the codec's file says what it is: config.json has no place for it
+    assert codec_of(again).config == codec_of(ours).config
+    assert mx.array_equal(codec_of(again).decode(own), codec_of(ours).decode(own))
 
 
 def test_our_directories_come_back(tmp_path):

@@ -361,6 +361,7 @@ def test_continuing_on_another_base_is_refused(base, loops, tmp_path, capsys, ba
         (["--lora-rank", 4], "--lora-rank needs --model"),
         (["--dropout", 0.1], "--dropout is for adapters"),
         (["--text-encoder", "tiny"], "--text-encoder needs --conditioner text"),
+        (["--condition-dropout", 0.5], "--condition-dropout needs --conditioner text"),
         (["--dim", 50, "--heads", 4], "--dim 50 --heads 4"),
         (["--scale", "tiny"], "--scale"),
         (["--segments-per-recording", 0], "--segments-per-recording 0"),

@@ -7,7 +7,6 @@ Here its layers are called one by one. Latents are (B, D, T), as upstream has th
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +14,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.parametrize import cached
 
 from backends.errors import missing_extra
 from backends.layouts.checkpoint import Checkpoint
@@ -133,16 +131,14 @@ class SNAC(Codec, snac.SNAC):
 
     @torch.inference_mode()
     def encode_window(self, audio: np.ndarray) -> list[np.ndarray]:
-        with cached():
-            _, codes = self.quantizer(self.encode_latents(self._native(audio)))
+        _, codes = self.quantizer(self.encode_latents(self._native(audio)))
         return [level.cpu().numpy().astype(np.int32) for level in codes]
 
     @torch.inference_mode()
     def decode_window(self, codes: Sequence[np.ndarray], noise: Sequence[np.ndarray] | None) -> np.ndarray:
-        with cached():
-            latents = self.quantizer.from_codes([self._native(level.astype(np.int64)) for level in codes])
-            arrays = None if noise is None else [self._native(array)[:, None] for array in noise]
-            return self.decode_latents(latents, arrays).float().cpu().numpy()
+        latents = self.quantizer.from_codes([self._native(level.astype(np.int64)) for level in codes])
+        arrays = None if noise is None else [self._native(array)[:, None] for array in noise]
+        return self.decode_latents(latents, arrays).float().cpu().numpy()
 
     def _native(self, array: np.ndarray) -> torch.Tensor:
         parameter = next(self.parameters())
@@ -155,7 +151,7 @@ def _encoder_block(block: Any, x: torch.Tensor) -> torch.Tensor:
     for unit in units:
         x = _residual_unit(unit, x)
     stride = down.stride[0]
-    return _in_pieces([activation, down], x, stride, Fraction(1, stride))
+    return _in_pieces([activation, down], x, stride, stride)
 
 
 def _decoder_block(block: Any, x: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
@@ -173,7 +169,7 @@ def _decoder_block(block: Any, x: torch.Tensor, noise: torch.Tensor | None) -> t
         return torch.addcmul(y, drawn, _through([gain], y, weights[3:]))
 
     weights = _weights([activation, up] if gain is None else [activation, up, gain])
-    y = over_time(raise_rate, x, weights, 1, rate=Fraction(stride))
+    y = over_time(raise_rate, x, weights, 1, up=stride)
     for unit in units:
         y = _residual_unit(unit, y)
     return y
@@ -188,9 +184,9 @@ def _residual_unit(unit: Any, x: torch.Tensor) -> torch.Tensor:
     )
 
 
-def _in_pieces(modules: Sequence[nn.Module], x: torch.Tensor, halo: int, rate: Fraction = Fraction(1)) -> torch.Tensor:
+def _in_pieces(modules: Sequence[nn.Module], x: torch.Tensor, halo: int, down: int = 1) -> torch.Tensor:
     return over_time(
-        lambda piece, weights, *_: _through(modules, piece, weights), x, _weights(modules), halo, rate=rate
+        lambda piece, weights, *_: _through(modules, piece, weights), x, _weights(modules), halo, down=down
     )
 
 
@@ -201,8 +197,21 @@ def _weights(modules: Iterable[Any]) -> Tensors:
         if isinstance(module, layers.Snake1d):
             found.append(module.alpha)
         elif not isinstance(module, nn.Tanh):
-            found += [module.weight, module.bias]
+            found += [_weight(module), module.bias]
     return found
+
+
+def _weight(module: Any) -> torch.Tensor:
+    """With weight norm applied; for inference once for each value that its parameters have had."""
+    if not torch.is_inference_mode_enabled():
+        return module.weight
+    parameters = module.parametrizations.weight
+    state = [(part.data_ptr(), part._version) for part in (parameters.original0, parameters.original1)]
+    known, weight = getattr(module, "folded", (None, None))
+    if weight is None or known != state:
+        weight = module.weight
+        module.folded = state, weight
+    return weight
 
 
 def _through(modules: Iterable[Any], x: torch.Tensor, weights: Tensors) -> torch.Tensor:

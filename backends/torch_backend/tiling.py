@@ -6,7 +6,6 @@ gradient is wanted. In the cache that takes less time than reading what would ha
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
 from typing import Any, cast
 
 import torch
@@ -15,53 +14,55 @@ from torch.autograd.function import once_differentiable
 PIECE = 1 << 17  # elements of a piece; see the twin
 FEWEST = 256  # frames, so that wide layers read their weights seldom
 
+Rate = tuple[int, int]
 Tensors = Sequence[torch.Tensor | None]
 Layer = Callable[[torch.Tensor, Tensors, slice, slice], torch.Tensor]
 Piece = tuple[slice, slice, slice, slice]
 
 
 def over_time(
-    layer: Layer, x: torch.Tensor, weights: Tensors, halo: int, *, rate: Fraction = Fraction(1)
+    layer: Layer, x: torch.Tensor, weights: Tensors, halo: int, *, up: int = 1, down: int = 1
 ) -> torch.Tensor:
     """`layer` over x (B, C, T), as if in one call.
 
     `layer(piece, weights, rows, frames)` gets these frames of these rows of the batch, which reach `halo` frames beyond
-    what is kept of its output, and makes `rate` times as many. It is a function of the piece and of `weights`:
-    nothing else gets a gradient. Pieces and `halo` are multiples of the denominator of `rate`. GPUs get a single piece.
+    what is kept of its output, and makes `up` / `down` times as many. It is a function of the piece and of `weights`:
+    nothing else gets a gradient. Pieces and `halo` are multiples of `down`. GPUs get a single piece.
     """
     if x.device.type != "cpu":
         return layer(x, weights, slice(0, x.shape[0]), slice(0, x.shape[2]))
+    rate = up, down
     pieces = list(_pieces(x.shape, halo, rate))
     if torch.is_grad_enabled():
         return cast(torch.Tensor, _InPieces.apply(layer, pieces, rate, x, *weights))
     return _forward(layer, pieces, rate, x, weights)
 
 
-def _pieces(shape: torch.Size, halo: int, rate: Fraction) -> Iterator[Piece]:
+def _pieces(shape: torch.Size, halo: int, rate: Rate) -> Iterator[Piece]:
     """Rows; frames that a piece sees; where those it makes lie in what comes out of it, and in the whole."""
     B, C, T = shape
-    multiple = rate.denominator
-    longest = max(PIECE // C, FEWEST, 16 * halo) // multiple * multiple
+    up, down = rate
+    longest = max(PIECE // C, FEWEST, 16 * halo) // down * down
     count = -(-T // longest)
-    step = -(-T // (count * multiple)) * multiple
+    step = -(-T // (count * down)) * down
     rows = max(1, longest // T)
     for row in range(0, B, rows):
         for start in range(0, T, step):
             stop = min(start + step, T)
             low, high = max(0, start - halo), min(T, stop + halo)
-            inner = slice(int((start - low) * rate), int((stop - low) * rate))
-            outer = slice(int(start * rate), int(stop * rate))
+            inner = slice((start - low) * up // down, (stop - low) * up // down)
+            outer = slice(start * up // down, stop * up // down)
             yield slice(row, row + rows), slice(low, high), inner, outer
 
 
-def _forward(layer: Layer, pieces: list[Piece], rate: Fraction, x: torch.Tensor, weights: Tensors) -> torch.Tensor:
+def _forward(layer: Layer, pieces: list[Piece], rate: Rate, x: torch.Tensor, weights: Tensors) -> torch.Tensor:
     if len(pieces) == 1:
         return layer(x, weights, slice(0, x.shape[0]), slice(0, x.shape[2]))
     whole = None
     for rows, seen, inner, outer in pieces:
         made = layer(x[rows, :, seen], weights, rows, seen)
         if whole is None:
-            whole = made.new_empty(x.shape[0], made.shape[1], int(x.shape[2] * rate))
+            whole = made.new_empty(x.shape[0], made.shape[1], x.shape[2] * rate[0] // rate[1])
         whole[rows, :, outer] = made[..., inner]
     return cast(torch.Tensor, whole)
 
@@ -69,7 +70,7 @@ def _forward(layer: Layer, pieces: list[Piece], rate: Fraction, x: torch.Tensor,
 class _InPieces(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, layer: Layer, pieces: list[Piece], rate: Fraction, x: torch.Tensor, *weights: torch.Tensor | None
+        ctx: Any, layer: Layer, pieces: list[Piece], rate: Rate, x: torch.Tensor, *weights: torch.Tensor | None
     ) -> torch.Tensor:
         ctx.save_for_backward(x, *weights)
         ctx.layer, ctx.pieces = layer, pieces

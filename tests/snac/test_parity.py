@@ -290,6 +290,28 @@ def test_folded_weights_follow_an_update():
     np.testing.assert_array_equal(fresh.decode(fresh.encode(audio)), after)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_doors_folded_weights_follow_an_update(mode):
+    """However the weights change: in place, by loading, or by moving to another type and back."""
+    theirs, _ = made("24khz")
+    door = oracle.twins(theirs.model, theirs.config)["torch"]
+    assert isinstance(door, torch.nn.Module)
+    audio = oracle.sound(theirs.config, 5000)
+    codes = door.encode(audio)
+    before, state = door.decode(codes), {name: value.clone() for name, value in door.state_dict().items()}
+    with mode():
+        for parameter in door.decoder.parameters():
+            parameter.mul_(1.1)
+    assert np.abs(before - door.decode(codes)).max() > 1e-2
+    door.load_state_dict(state)
+    np.testing.assert_array_equal(door.decode(codes), before)
+    door.double()
+    assert np.abs(door.decode(codes) - before).max() <= NEAR
+    door.float()
+    np.testing.assert_array_equal(door.decode(codes), before)
+    assert door.state_dict().keys() == state.keys()
+
+
 @pytest.mark.parametrize("name", ["24khz", "odd strides", "dense"])
 def test_the_forms_for_gpus_compute_the_same(name, monkeypatch):
     """MLX's own convolutions, which a GPU gets, run on the CPU too."""

@@ -11,9 +11,10 @@ from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar, get_type_hints
+from typing import TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
+from tyro.conf import UseAppendAction
 
 from backends import blas
 from backends.errors import InputError
@@ -77,6 +78,7 @@ def _one_line_errors() -> Iterator[None]:
 def parse(options: type[Options], argv: Sequence[str]) -> Options:
     """Parse flags, after those of a `--config` file if `options` has such a field. Raises InputError in one line."""
     argv = list(argv)
+    _refuse_split_lists(options, argv)
     if "config" in {field.name for field in fields(options)}:  # type: ignore[arg-type]
         argv = _config_flags(options, argv) + argv
     errors = io.StringIO()
@@ -89,6 +91,17 @@ def parse(options: type[Options], argv: Sequence[str]) -> Options:
         if isinstance(stop.__context__, InputError):  # raised while making the options
             raise stop.__context__ from None
         raise InputError(_one_line(errors.getvalue())) from None
+
+
+def _refuse_split_lists(options: type, argv: Sequence[str]) -> None:
+    """A list given in two places would silently be its second part."""
+    given = [word.partition("=")[0][2:].replace("-", "_") for word in argv if word.startswith("--")]
+    for name, hint in get_type_hints(options, include_extras=True).items():
+        appended = UseAppendAction in getattr(hint, "__metadata__", ())
+        plain = get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
+        if get_origin(plain) in (tuple, list) and not appended and given.count(name) > 1:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"{flag} is given {given.count(name)} times: give it once, with all its values behind it")
 
 
 def _program() -> str | None:

@@ -135,6 +135,7 @@ BAD_FLAGS = {
     "--patience 3": "--patience needs a validation set: give --val-path or --val-split",
     "--val-split 0.5 --val-path v.json": "--val-path and --val-split exclude each other",
     "--train-embeddings --target-modules attn text_embeddings": "the two exclude each other",
+    "--target-modules attn --target_modules mlp": "--target-modules is given 2 times: give it once, with all its values",
     "--target-modules attnn": "--target-modules attnn: no such module",
     "--dropout 1.5": "--dropout 1.5: expected 0 <= dropout < 1",
     "--mask-speakers 0 1": "no row is left to train on",

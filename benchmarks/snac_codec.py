@@ -4,10 +4,12 @@
     python -m benchmarks.snac_codec                                              # 24 kHz, 10 s, 1 thread
     python -m benchmarks.snac_codec --models 24khz 44khz --seconds 10 60 --threads 1 2 --rounds 5
 
-Every contestant has a process of its own, with the same random weights at full shape in float32, the same audio and,
+In pieces: --models, --seconds, --threads, --tasks and --contestants choose parts of the table. Every contestant has a
+process of its own, with the same random weights at full shape in float32, the same audio and,
 on MLX, the same BLAS. In every round they run in turn; medians over the rounds and of the paired ratios are printed.
 CPU time is that of all threads; memory is the resident peak of a run above what is resident before it. Contestants
-that take more than --patience seconds run once.
+that take more than --patience seconds run once; of one that fails the error is printed, and the others go on
+(mlx-audio's 44 kHz: its attention normalises the wrong axis, "layer_norm weight must have the same size ...").
 """
 
 import contextlib
@@ -46,6 +48,8 @@ class Options:
     """Lengths of audio."""
     threads: tuple[int, ...] = (1,)
     """Threads of the BLAS and of PyTorch."""
+    tasks: tuple[str, ...] = ("encode", "decode")
+    """encode, decode, or both."""
     contestants: tuple[str, ...] = CONTESTANTS
     """Who takes part; ratios are to the first."""
     rounds: int = 5
@@ -63,7 +67,7 @@ def main(options: Options) -> None:
             load.save(Path(folder) / "model.safetensors", draw(config), config)
             for seconds in options.seconds:
                 for threads in options.threads:
-                    for task in ("encode", "decode"):
+                    for task in options.tasks:
                         jobs = {
                             name: Worker(name, Path(folder), task, seconds, threads) for name in options.contestants
                         }
@@ -80,34 +84,62 @@ class Run:
     found: str
 
 
+class ContestantError(Exception):
+    """A contestant cannot do this."""
+
+
 class Worker:
     """A contestant in its own process, which runs whenever it is asked to."""
 
     def __init__(self, name: str, folder: Path, task: str, seconds: float, threads: int):
         words = [sys.executable, "-m", "benchmarks.snac_codec", "worker", name, str(folder), task, str(seconds)]
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in `close`)
         environment = {**os.environ, **dict.fromkeys(_THREADS, str(threads))}
         self.process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True, bufsize=1
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            env=environment,
+            text=True,
+            bufsize=1,
         )
 
     def run(self) -> Run:
+        """Raises ContestantError with the last line of the contestant's error."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write("run\n")
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write("run\n")
         answer = self.process.stdout.readline()
         if not answer:
-            raise SystemExit(f"a worker ended: {' '.join(map(str, self.process.args))}")  # type: ignore[arg-type]
+            self.process.wait()
+            self.errors.seek(0)
+            said = self.errors.read().strip().splitlines() or ["nothing said"]
+            raise ContestantError(f"fails with code {self.process.returncode}: {said[-1]}")
         return Run(**json.loads(answer))
 
     def close(self) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
+        self.errors.close()
 
 
 def report(title: str, seconds: float, jobs: dict[str, Worker], options: Options) -> None:
     """Run all contestants in turn and print medians."""
-    warm = {name: worker.run() for name, worker in jobs.items()}
+    print(f"\n{title}")
+    warm: dict[str, Run] = {}
+    for name, worker in jobs.items():
+        try:
+            warm[name] = worker.run()
+        except ContestantError as error:
+            print(f"  {name:<11} {error}", flush=True)
+            worker.close()
+    jobs = {name: worker for name, worker in jobs.items() if name in warm}
+    if not jobs:
+        return
     runs: dict[str, list[Run]] = {name: [] for name in jobs}
     for _ in range(options.rounds):
         for name, worker in jobs.items():
@@ -116,7 +148,6 @@ def report(title: str, seconds: float, jobs: dict[str, Worker], options: Options
     for worker in jobs.values():
         worker.close()
     first, what = next(iter(jobs)), "codes" if title.endswith("encode") else "length"
-    print(f"\n{title}")
     for name in jobs:
         taken = runs[name] or [warm[name]]
         wall_s, cpu_s = (statistics.median(getattr(run, key) for run in taken) for key in ("wall_s", "cpu_s"))

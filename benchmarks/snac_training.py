@@ -1,6 +1,7 @@
 """A decoder-only training step of the published 24 kHz SNAC: ours on MLX and on PyTorch, and the package plainly.
 
     python -m benchmarks.snac_training
+    OMP_NUM_THREADS=1 python -m benchmarks.snac_training --contestants torch plain
 
 Random weights and audio, the seed's loss, AdamW, float32. Plainly means: codes to latents to audio by the package's own
 modules, torch.stft for the loss, torch.optim for the update. Each contestant runs in a process of its own at two sizes
@@ -44,6 +45,8 @@ class Options:
     """Segments of one second in the smaller and the larger batch."""
     steps: int = 2
     """Timed steps per process, after one that is not timed."""
+    contestants: tuple[str, ...] = CONTESTANTS
+    """mlx, torch, plain; with plain, ratios to it are printed."""
     only: Literal["mlx", "torch", "plain"] | None = None
     """Only this contestant at the first size, in this process; used by the benchmark itself."""
     weights: Path | None = None
@@ -58,21 +61,29 @@ def main(options: Options) -> None:
     small, large = options.seconds
     folder = Path(tempfile.mkdtemp(prefix="audiosmith-"))
     save(folder / "model.safetensors", draw(snac_24khz()), snac_24khz())
-    found: dict[str, list[tuple[dict, dict]]] = {name: [] for name in CONTESTANTS}
+    found: dict[str, list[tuple[dict, dict]]] = {name: [] for name in options.contestants}
     for _ in range(options.rounds):
-        for name in CONTESTANTS:
+        for name in options.contestants:
             found[name].append((_child(name, small, folder, options), _child(name, large, folder, options)))
     print(f"MLX's BLAS: {blas.loaded or 'reference'}; {large} segments of 1 s, medians of {options.rounds} rounds")
     for name, pairs in found.items():
         wall, cpu = (statistics.median(pair[1][key] / large for pair in pairs) for key in ("wall_s", "cpu_s"))
         memory = statistics.median((b["peak_bytes"] - a["peak_bytes"]) / (large - small) for a, b in pairs)
-        ratio = statistics.median(
-            plain[1]["wall_s"] / pair[1]["wall_s"] for plain, pair in zip(found["plain"], pairs, strict=True)
-        )
         print(
-            f"  {name:<6} {wall:6.3f} s per audio-second ({cpu:.3f} s of CPU time), {ratio:.2f} x as fast as plain, "
-            f"{memory / 1e9:.3f} GB per audio-second"
+            f"  {name:<6} {wall:6.3f} s per audio-second ({cpu:.3f} s of CPU time), "
+            f"{memory / 1e9:.3f} GB per audio-second{_against(found.get('plain'), pairs)}"
         )
+
+
+def _against(plain: list[tuple[dict, dict]] | None, pairs: list[tuple[dict, dict]]) -> str:
+    """How much faster than plain, round by round."""
+    if plain is None:
+        return ""
+    wall, cpu = (
+        statistics.median(b[1][key] / a[1][key] for a, b in zip(pairs, plain, strict=True))
+        for key in ("wall_s", "cpu_s")
+    )
+    return f", {wall:.2f} x as fast as plain ({cpu:.2f} x in CPU time)"
 
 
 def measure(options: Options) -> dict[str, float]:

@@ -138,20 +138,24 @@ def our_steps(config: MusicGenConfig, weights: dict[str, np.ndarray], options: O
 
 
 def linear_layers(config: MusicGenConfig, weights: dict[str, np.ndarray], options: Options) -> Run:
-    """The step's products with weights, in the form in which it does them: weights @ two columns."""
+    """The step's products with weights, in the form in which it does them."""
     import mlx.core as mx
 
+    from musicgen_mlx.forms import forms
+
+    form = forms(config.width)
     names = [name for name in weights if name.endswith("weight") and "emb" not in name and weights[name].ndim == 2]
     # Keys and values of the condition are computed once, the projection of the text too.
     once = ("cross_attn.k_proj", "cross_attn.v_proj", "conditioner")
     matrices = [mx.array(weights[name]) for name in names if not any(part in name for part in once)]
-    columns = {width: mx.random.normal((width, 2)) for width in {matrix.shape[1] for matrix in matrices}}
-    mx.eval(matrices, columns)
+    inputs = {width: form.enter(mx.random.normal((2, width))) for width in {matrix.shape[1] for matrix in matrices}}
+    products = [(inputs[matrix.shape[1]], form.kept(matrix)) for matrix in matrices]
+    mx.eval(products)
 
     def run() -> float:
         started = time.perf_counter()
         for _ in range(options.steps):
-            mx.eval([matrix @ columns[matrix.shape[1]] for matrix in matrices])
+            mx.eval([form.linear(x, weight) for x, weight in products])
         return (time.perf_counter() - started) / options.steps
 
     return run

@@ -42,7 +42,7 @@ class Decoder:
         if compile is None:
             compile = mx.default_device() == mx.Device(mx.gpu)
         self.path = None if compile else fused_path(model)
-        self.step: Step = self._compiled() if compile else self._step
+        self.step: Step = self._compiled() if compile else self._step if self.path is None else self._fused_step
 
     def start(self, laid: np.ndarray, known: np.ndarray) -> mx.array:
         """Read the first steps (B, K, S) and return the next one, (B, K); `known` (B, K) is what is given of it."""
@@ -64,8 +64,8 @@ class Decoder:
             self.seen = None if self.seen is None else mx.pad(self.seen, [(0, 0), (0, SLOTS)], constant_values=True)
         # The old caches must have no name left when the new ones are computed: then they are updated in place.
         caches, self.caches = self.caches, []
-        rest = mx.array(self.taken), self._keys(), mx.array(known), self.memory, self.padding, self.seen
-        chosen, self.caches = self.step(codes, caches, *rest)
+        rest = self._keys(), mx.array(known), self.memory, self.padding, self.seen
+        chosen, self.caches = self.step(codes, caches, self.taken if self.path else mx.array(self.taken), *rest)
         del caches
         self.taken += 1
         return self._queued(chosen)
@@ -74,20 +74,28 @@ class Decoder:
         self, codes: mx.array, caches: list[KeysValues], taken: mx.array, keys: mx.array, known: mx.array,
         memory: Memory | None, padding: mx.array | None, seen: mx.array | None,
     ) -> tuple[mx.array, list[KeysValues]]:  # fmt: skip
-        model, path = self.model, self.path
-        positions = taken[None] if padding is None else taken - padding
+        model = self.model
         visible = mx.arange(caches[0][0].shape[2]) <= taken
         mask = visible if seen is None else (visible & seen)[:, None, None]
-        if path is not None:
-            x = path.embed(codes)
-            x = mx.concatenate([x, x]) if self.guided else x
-            logits, kept = path.step(x, positions, caches, taken, mask, memory)
-            return self._chosen(logits, keys, known), kept
         x = model.embed(codes[:, :, None])
-        x = model.placed(mx.concatenate([x, x]) if self.guided else x, positions)
+        x = model.placed(
+            mx.concatenate([x, x]) if self.guided else x, taken[None] if padding is None else taken - padding
+        )
         layers = [FixedCache(keys, values, taken, mask) for keys, values in caches]
         logits = model.logits(model.hidden(x, memory, caches=layers))[:, :, 0]
         return self._chosen(logits, keys, known), [(cache.keys, cache.values) for cache in layers]
+
+    def _fused_step(
+        self, codes: mx.array, caches: list[KeysValues], taken: int, keys: mx.array, known: mx.array,
+        memory: Memory | None, padding: mx.array | None, seen: mx.array | None,
+    ) -> tuple[mx.array, list[KeysValues]]:  # fmt: skip
+        """As `_step`, with shapes that follow what is there: `taken` is a number."""
+        assert self.path is not None
+        x = self.path.embed(codes)
+        x = mx.concatenate([x, x]) if self.guided else x
+        positions = mx.array([taken]) if padding is None else taken - padding
+        logits, kept = self.path.step(x, positions, caches, taken, seen, memory)
+        return self._chosen(logits, keys, known), kept
 
     def _chosen(self, logits: mx.array, keys: mx.array, known: mx.array) -> mx.array:
         """Logits (rows, K, V) -> codes (B, K): those that are known, the others chosen."""

@@ -1,0 +1,96 @@
+"""How a step on the CPU holds its activations: as rows (rows, D) or as columns (D, rows), whichever the BLAS reads
+weights faster for.
+
+A step is bound by reading weights. MKL reads them at the memory's rate for `rows @ weight^T` and at half of it for
+`weight @ columns`; with OpenBLAS on AMD it is the other way round.
+"""
+
+from typing import Any, Protocol
+
+import mlx.core as mx
+
+from backends import blas
+
+NORM_EPS = 1e-5
+Norm = tuple[mx.array, mx.array]
+
+
+class Forms(Protocol):
+    """What differs between the two."""
+
+    def kept(self, weight: mx.array) -> mx.array:
+        """A linear's weight (out, in) as the functions below take it; shares its memory."""
+        ...
+
+    def norm_of(self, norm: Any) -> Norm: ...
+    def enter(self, rows: mx.array) -> mx.array:
+        """Rows (rows, D) -> activations; `leave` is back."""
+        ...
+
+    def leave(self, x: mx.array) -> mx.array: ...
+    def linear(self, x: mx.array, weight: mx.array) -> mx.array: ...
+    def plus_linear(self, residual: mx.array, x: mx.array, weight: mx.array, scale: float = 1.0) -> mx.array: ...
+    def norm(self, x: mx.array, norm: Norm) -> mx.array: ...
+
+
+class Columns:
+    """Activations (D, rows)."""
+
+    def __init__(self, width: int):
+        self.mean, self.eps = mx.full((1, width), 1 / width), mx.full((1, 1), NORM_EPS)
+
+    def kept(self, weight: mx.array) -> mx.array:
+        return weight
+
+    def norm_of(self, norm: Any) -> Norm:
+        return norm.weight[:, None], norm.bias[:, None]
+
+    def enter(self, rows: mx.array) -> mx.array:
+        return rows.T
+
+    def leave(self, x: mx.array) -> mx.array:
+        return x.T
+
+    def linear(self, x: mx.array, weight: mx.array) -> mx.array:
+        return weight @ x
+
+    def plus_linear(self, residual: mx.array, x: mx.array, weight: mx.array, scale: float = 1.0) -> mx.array:
+        return mx.addmm(residual, weight, x, alpha=scale)
+
+    def norm(self, x: mx.array, norm: Norm) -> mx.array:
+        centred = x - self.mean @ x
+        return centred * mx.rsqrt(mx.addmm(self.eps, self.mean, centred.square())) * norm[0] + norm[1]
+
+
+class Rows:
+    """Activations (rows, D)."""
+
+    def __init__(self, width: int):
+        self.mean, self.eps = mx.full((width, 1), 1 / width), mx.full((1, 1), NORM_EPS)
+
+    def kept(self, weight: mx.array) -> mx.array:
+        return weight.T
+
+    def norm_of(self, norm: Any) -> Norm:
+        return norm.weight, norm.bias
+
+    def enter(self, rows: mx.array) -> mx.array:
+        return rows
+
+    def leave(self, x: mx.array) -> mx.array:
+        return x
+
+    def linear(self, x: mx.array, weight: mx.array) -> mx.array:
+        return x @ weight
+
+    def plus_linear(self, residual: mx.array, x: mx.array, weight: mx.array, scale: float = 1.0) -> mx.array:
+        return mx.addmm(residual, x, weight, alpha=scale)
+
+    def norm(self, x: mx.array, norm: Norm) -> mx.array:
+        centred = x - x @ self.mean
+        return centred * mx.rsqrt(mx.addmm(self.eps, centred.square(), self.mean)) * norm[0] + norm[1]
+
+
+def forms(width: int) -> Forms:
+    """The faster one with the BLAS that MLX has here."""
+    return Columns(width) if blas.loaded == "openblas" else Rows(width)

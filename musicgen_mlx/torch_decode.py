@@ -1,7 +1,8 @@
 """One step of MusicGen on PyTorch over static caches: the mirror of `musicgen_mlx.decode`.
 
-transformers' generate projects nothing twice either, but builds masks, processors and a growing cache at every step;
-here a step is the layers' own modules and nothing else, so adapters on them stay in effect.
+transformers' generate projects nothing twice either, but builds masks, processors and a growing cache at every step.
+Here a step goes through the layers' own modules, so that adapters on them stay in effect, or over fused weights
+(`musicgen_mlx.torch_fused`) where they are plain.
 """
 
 from collections.abc import Sequence
@@ -13,9 +14,9 @@ import torch.nn.functional as F
 
 from backends.torch_backend.sampling import Sampler, step_key
 from musicgen_mlx.known import UNKNOWN
+from musicgen_mlx.torch_fused import KeysValues, fused_path
 from musicgen_mlx.torch_model import AnyMusicGen, Condition, MusicGen
 
-KeysValues = tuple[torch.Tensor, torch.Tensor]
 SLOTS = 256
 
 
@@ -38,6 +39,7 @@ class Decoder:
         self.crossing = model.shapes.condition == "cross" and condition is not None
         self.caches: list[KeysValues] = []
         self.taken = self.count = 0
+        self.path = fused_path(model)
 
     @torch.inference_mode()
     def start(self, laid: np.ndarray, known: np.ndarray) -> torch.Tensor:
@@ -46,37 +48,51 @@ class Decoder:
         x = self._embedded(codes)
         if self.model.shapes.condition == "prepend" and self.condition is not None:
             x = torch.cat([self.condition.states.to(x.dtype), x], dim=1)
-        self.memory = [self._memory(layer) for layer in self.stack.layers]
-        return self._chosen(self._through(x)[:, -1], known)
+        self.memory, self.mask = [self._memory(layer) for layer in self.stack.layers], self._mask()
+        return self._chosen(self._predicted(self._through(x)), known)
 
     @torch.inference_mode()
     def advance(self, codes: torch.Tensor, known: np.ndarray) -> torch.Tensor:
         """Read a step (B, K) and return the next one."""
         x = self._embedded(codes[:, :, None])
-        return self._chosen(self._through(torch.cat([x, x]) if self.guided else x)[:, -1], known)
+        x = torch.cat([x, x]) if self.guided else x
+        if self.path is None:
+            return self._chosen(self._predicted(self._through(x)), known)
+        x = self._placed(x)
+        logits = self.path.step(x[:, 0], self.caches, self.taken, self.memory, self.mask)
+        self.taken += 1
+        return self._chosen(logits, known)
+
+    def _placed(self, x: torch.Tensor) -> torch.Tensor:
+        """The next rows (rows, T, D) with their positions; the caches have room for them."""
+        stop = self.taken + x.shape[1]
+        self._make_room(x, stop)
+        return (x.float() + self.places[self.taken : stop]).to(x.dtype)
+
+    def _predicted(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states (rows, T, D) -> logits (rows, K, V) of the step after them."""
+        return torch.stack([head(hidden[:, -1]) for head in self.model.decoder.lm_heads], dim=1)
 
     def _through(self, x: torch.Tensor) -> torch.Tensor:
         """Layers and final norm over the next rows (rows, T, D)."""
-        T = x.shape[1]
-        places = torch.arange(self.taken, self.taken + T, device=x.device)
-        x = (x.float() + sinusoids(places, x.shape[-1])).to(x.dtype)
-        self._make_room(x, self.taken + T)
+        T, x = x.shape[1], self._placed(x)
         for layer, cache, memory in zip(self.stack.layers, self.caches, self.memory, strict=True):
             y = layer.self_attn_layer_norm(x)
             x = x + self._attended(layer.self_attn, y, *self._kept(layer.self_attn, y, cache), causal=T > 1)
             if memory is not None:
                 y = layer.encoder_attn_layer_norm(x)
-                x = x + self._attended(layer.encoder_attn, y, *memory, mask=self._cross_mask())
+                x = x + self._attended(layer.encoder_attn, y, *memory, mask=self.mask)
             x = x + layer.fc2(F.gelu(layer.fc1(layer.final_layer_norm(x))))
         self.taken += T
         return self.stack.layer_norm(x)
 
-    def _kept(self, attention: Any, y: torch.Tensor, cache: KeysValues) -> KeysValues:
+    def _kept(self, attention: Any, y: torch.Tensor, cache: KeysValues) -> tuple[torch.Tensor, torch.Tensor]:
         """All keys and values so far, with those of y written behind the others."""
         start, stop = self.taken, self.taken + y.shape[1]
         for slots, project in zip(cache, (attention.k_proj, attention.v_proj), strict=True):
             slots[:, :, start:stop] = self._heads(project(y))
-        return cache[0][:, :, :stop], cache[1][:, :, :stop]
+        keys, values = cache[:, :, :, :stop]
+        return keys, values
 
     def _attended(
         self, attention: Any, y: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, causal: bool = False,
@@ -87,7 +103,7 @@ class Decoder:
         z = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=causal)
         return attention.out_proj(z.transpose(1, 2).reshape(B, T, D))
 
-    def _memory(self, layer: Any) -> KeysValues | None:
+    def _memory(self, layer: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
         """A layer's keys and values of the condition, made once."""
         if not self.crossing or self.condition is None:
             return None
@@ -95,22 +111,25 @@ class Decoder:
         states = self.condition.states.to(layer.encoder_attn_layer_norm.weight.dtype)  # a projection may be an adapter
         return self._heads(attention.k_proj(states)), self._heads(attention.v_proj(states))
 
-    def _cross_mask(self) -> torch.Tensor | None:
-        assert self.condition is not None
-        return self.condition.mask[:, None, None]
+    def _mask(self) -> torch.Tensor | None:
+        """What is added to the scores of the condition (rows, 1, 1, T)."""
+        if not self.crossing or self.condition is None or self.condition.mask.all():
+            return None
+        floor = torch.zeros_like(self.condition.mask, dtype=self.condition.states.dtype)
+        return floor.masked_fill(~self.condition.mask, -torch.inf)[:, None, None]
 
     def _make_room(self, x: torch.Tensor, needed: int) -> None:
-        have = self.caches[0][0].shape[2] if self.caches else 0
+        have = self.caches[0].shape[3] if self.caches else 0
         if needed <= have:
             return
         slots, heads = -(-needed // SLOTS) * SLOTS, self.model.shapes.heads
-        shape = (x.shape[0], heads, slots - have, x.shape[-1] // heads)
-        old = self.caches or [(x.new_empty(*shape[:2], 0, shape[3]),) * 2 for _ in self.stack.layers]
-        self.caches = [(_longer(keys, shape), _longer(values, shape)) for keys, values in old]
+        more = x.new_zeros(2, x.shape[0], heads, slots - have, x.shape[-1] // heads)
+        self.caches = [torch.cat([old, more], dim=3) for old in self.caches or [more[:, :, :, :0]] * len(self.memory)]
+        self.places = sinusoids(torch.arange(slots, device=x.device), x.shape[-1])
 
-    def _chosen(self, hidden: torch.Tensor, known: np.ndarray) -> torch.Tensor:
-        """Hidden states (rows, D) -> codes (B, K): those that are known, the others chosen."""
-        logits = torch.stack([head(hidden) for head in self.model.decoder.lm_heads], dim=1).float()
+    def _chosen(self, logits: torch.Tensor, known: np.ndarray) -> torch.Tensor:
+        """Logits (rows, K, V) -> codes (B, K): those that are known, the others chosen."""
+        logits = logits.float()
         if self.guided:
             said, unsaid = logits.chunk(2)
             logits = unsaid + self.guidance * (said - unsaid)
@@ -146,7 +165,3 @@ def sinusoids(positions: torch.Tensor, width: int) -> torch.Tensor:
     frequencies = 10_000 ** (-torch.arange(half, device=positions.device, dtype=torch.float32) / (half - 1))
     phases = positions.float()[..., None] * frequencies
     return torch.cat([phases.cos(), phases.sin()], dim=-1)
-
-
-def _longer(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.cat([x, x.new_zeros(shape)], dim=2)

@@ -32,7 +32,7 @@ class Sampler:
         if self.top_p:
             scores = scores.masked_fill(~nucleus(logits / self.temperature, self.top_p), -torch.inf)
         if 0 < self.top_k < logits.shape[-1]:
-            smallest_kept = logits.topk(self.top_k, dim=-1).values[:, -1:]
+            smallest_kept = logits.kthvalue(logits.shape[-1] - self.top_k + 1, dim=-1, keepdim=True).values
             scores = scores.masked_fill(logits < smallest_kept, -torch.inf)
         return scores.argmax(dim=-1)
 

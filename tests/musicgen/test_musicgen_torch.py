@@ -12,7 +12,7 @@ from backends.errors import InputError
 from backends.mlx_backend.sampling import Sampler
 from backends.torch_backend.sampling import Sampler as TorchSampler
 from backends.torch_backend.sampling import step_key
-from musicgen_mlx import MusicGen, condition, generation, torch_generation
+from musicgen_mlx import MusicGen, condition, generation, torch_decode, torch_fused, torch_generation
 from musicgen_mlx import torch_model as door
 from musicgen_mlx.companions import codec_of
 from musicgen_mlx.tiny import TOKENIZER
@@ -81,6 +81,48 @@ def test_an_items_codes_do_not_depend_on_its_batch(pair):
     np.testing.assert_array_equal(both[1:].numpy(), alone.numpy())
     other = torch_generation.generate_codes(pair.theirs, 12, one, seeds=[9], sampler=sampler)
     assert (alone != other).any()
+
+
+def test_fused_steps_are_the_modules_and_follow_the_weights(pair, monkeypatch):
+    """Greedy codes over fused weights and through the modules; new values, in place or elsewhere, are seen."""
+    model, options = pair.theirs, {"seeds": [0, 1], "sampler": TorchSampler(0)}
+
+    def both() -> tuple[torch.Tensor, torch.Tensor]:
+        fused = torch_generation.generate_codes(model, 12, pair.their, **options)
+        with monkeypatch.context() as patched:
+            patched.setattr(torch_decode, "fused_path", lambda _: None)
+            return fused, torch_generation.generate_codes(model, 12, pair.their, **options)
+
+    before = model.tensors()
+    fused, plain = both()
+    assert torch.equal(fused, plain)
+    path = torch_fused.fused_path(model)
+    assert path is not None
+    assert torch_fused.fused_path(model) is path
+    assert all((value == before[name]).all() for name, value in model.tensors().items())
+    head = model.decoder.lm_heads[0].weight
+    kept = head.detach().clone()
+    for change in ("in place", "elsewhere"):
+        flipped = -head.detach().clone()
+        if change == "in place":
+            with torch.no_grad():
+                head.copy_(flipped)
+        else:
+            head.data = flipped
+        fused, plain = both()
+        assert torch.equal(fused, plain)
+    assert torch.equal(head, kept)
+    model.decoder.lm_heads[0].weight.sum().backward()  # what was fused still trains
+    assert head.grad is not None
+    model.zero_grad()
+
+
+def test_adapted_layers_are_asked(tmp_path):
+    oracle.bare(tmp_path)
+    model, _ = door.from_pretrained(tmp_path)
+    attention = model.decoder.model.decoder.layers[0].self_attn
+    attention.q_proj = torch.nn.Sequential(attention.q_proj)
+    assert torch_fused.fused_path(model) is None
 
 
 def test_audio_is_the_same(pair):

@@ -143,7 +143,7 @@ def linear_layers(config: MusicGenConfig, weights: dict[str, np.ndarray], option
 
     from musicgen_mlx.forms import forms
 
-    form = forms(config.width)
+    form = forms(config.width, 2)
     names = [name for name in weights if name.endswith("weight") and "emb" not in name and weights[name].ndim == 2]
     # Keys and values of the condition are computed once, the projection of the text too.
     once = ("cross_attn.k_proj", "cross_attn.v_proj", "conditioner")

@@ -156,7 +156,7 @@ class FusedPath:
             y = forms.attend(q, *mx.split(remember(index, keys_values), 2, axis=1), mask)
             x = forms.plus_linear(x, y, layer["out"])
             gate, up = forms.gate_and_up(forms.norm(x, layer["norm2"]), layer)
-            x = forms.plus_linear(x, gate * mx.sigmoid(gate) * up, layer["down"])
+            x = forms.plus_linear(x, forms.gated(gate, up), layer["down"])
         return forms.norm(x, weights["norm"])
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
+from backends.mlx_backend.elu import exp
 from csm_mlx.config import LlamaConfig
 from csm_mlx.llama import rope_wavelengths
 
@@ -39,6 +40,10 @@ class Forms(Protocol):
 
     def norm(self, x: mx.array, weight: mx.array) -> mx.array: ...
     def gate_and_up(self, x: mx.array, layer: Weights) -> Sequence[mx.array]: ...
+    def gated(self, gate: mx.array, up: mx.array) -> mx.array:
+        """silu(gate) up."""
+        ...
+
     def rotate(self, qkv: mx.array, position: Any) -> Sequence[mx.array]:
         """The heads of q, k and v -> rotated queries, and rotated keys before values (B, 2 kv heads, T, d)."""
         ...
@@ -78,6 +83,9 @@ class GPUForms:
 
     def gate_and_up(self, x: mx.array, layer: Weights) -> Sequence[mx.array]:
         return tuple(mx.split(x @ layer["gate_up"], 2, axis=-1))
+
+    def gated(self, gate: mx.array, up: mx.array) -> mx.array:
+        return gate * mx.sigmoid(gate) * up
 
     def position(self, offset: Any, length: int) -> Any:
         return offset
@@ -135,6 +143,9 @@ class CPUForms:
         """Two products: OpenBLAS is slower on the one, which is past what it calls a small matrix."""
         return layer["gate"] @ x, layer["up"] @ x
 
+    def gated(self, gate: mx.array, up: mx.array) -> mx.array:
+        return gate * up / (1 + exp(-gate))
+
     def position(self, offset: Any, length: int) -> mx.array:
         """The rotations (1, heads, length, d / 2) of the positions from `offset` on."""
         if isinstance(offset, int):
@@ -143,7 +154,8 @@ class CPUForms:
 
     def rotate(self, qkv: mx.array, position: Any) -> Sequence[mx.array]:
         turned = (qkv.view(mx.complex64) * position).view(mx.float32)
-        return mx.split(turned, [self.config.heads], axis=1)
+        q, keys_values = mx.split(turned, [self.config.heads], axis=1)
+        return q, keys_values
 
     def mask(self, slots: int, taken: mx.array) -> mx.array:
         return mx.where(mx.arange(slots) <= taken, 0.0, -mx.inf)[None, None]

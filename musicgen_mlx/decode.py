@@ -41,7 +41,7 @@ class Decoder:
         self.taken = self.count = 0
         if compile is None:
             compile = mx.default_device() == mx.Device(mx.gpu)
-        self.path = None if compile else fused_path(model)
+        self.path = None if compile else fused_path(model, len(seeds) * (1 + self.guided))
         self.step: Step = self._compiled() if compile else self._step if self.path is None else self._fused_step
 
     def start(self, laid: np.ndarray, known: np.ndarray) -> mx.array:

@@ -1,8 +1,8 @@
 """How a step on the CPU holds its activations: as rows (rows, D) or as columns (D, rows), whichever the BLAS reads
 weights faster for.
 
-A step is bound by reading weights. MKL reads them at the memory's rate for `rows @ weight^T` and at half of it for
-`weight @ columns`; with OpenBLAS on AMD it is the other way round.
+A step is bound by reading weights. For a row or two MKL reads them at the memory's rate in `rows @ weight^T` and at
+half of it in `weight @ columns`; for more rows columns are ahead there, as they are with OpenBLAS for any number.
 """
 
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ import mlx.core as mx
 from backends import blas
 
 NORM_EPS = 1e-5
+FEW = 2  # rows
 Norm = tuple[mx.array, mx.array]
 
 
@@ -91,6 +92,6 @@ class Rows:
         return centred * mx.rsqrt(mx.addmm(self.eps, centred.square(), self.mean)) * norm[0] + norm[1]
 
 
-def forms(width: int) -> Forms:
-    """The faster one with the BLAS that MLX has here."""
-    return Columns(width) if blas.loaded == "openblas" else Rows(width)
+def forms(width: int, rows: int) -> Forms:
+    """The faster one for so many rows with the BLAS that MLX has here."""
+    return Columns(width) if blas.loaded == "openblas" or rows > FEW else Rows(width)

@@ -20,28 +20,33 @@ from musicgen_mlx.model import Memory, MusicGen, sinusoids
 Weights = dict[str, Any]
 
 
-def fused_path(model: MusicGen) -> "FusedPath | None":
-    """The path for the model as it is now, kept until a weight is replaced; None where its modules must be asked."""
+def fused_path(model: MusicGen, rows: int) -> "FusedPath | None":
+    """The path for so many rows and the model as it is now, kept until a weight is replaced.
+
+    None where its modules must be asked.
+    """
     plain = model.dtype == mx.float32 and not any("scales" in module for _, module in model.named_modules())
     if mx.default_device() != mx.Device(mx.cpu) or not plain or adapters(model):
         return None
     kept = model._companions.get("fused")
-    if kept is None or not kept.is_current(model):
-        kept = model._companions["fused"] = FusedPath(model)
+    if kept is None or not kept.is_for(model, rows):
+        kept = model._companions["fused"] = FusedPath(model, rows)
     return kept
 
 
 class FusedPath:
     """Over fused weights."""
 
-    def __init__(self, model: MusicGen):
+    def __init__(self, model: MusicGen, rows: int):
         self.config = model.config
-        self.forms = forms(model.config.width)
+        self.forms = forms(model.config.width, rows)
         self.weights = fuse(model, self.forms)
         self.source = [value for _, value in tree_flatten(model.parameters())]
 
-    def is_current(self, model: MusicGen) -> bool:
-        """Whether the model still has the very arrays that were fused."""
+    def is_for(self, model: MusicGen, rows: int) -> bool:
+        """Whether the model still has the very arrays that were fused, in the form for so many rows."""
+        if type(self.forms) is not type(forms(self.config.width, rows)):
+            return False
         now = [value for _, value in tree_flatten(model.parameters())]
         return len(now) == len(self.source) and all(a is b for a, b in zip(now, self.source, strict=True))
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+FEW = 2  # rows
 KeysValues = torch.Tensor  # of one layer: keys, then values, (2, rows, heads, slots, d)
 Norm = tuple[torch.Tensor, torch.Tensor]
 
@@ -52,18 +53,34 @@ class FusedPath:
         """
         rows, D = x.shape
         for layer, cache, crossed in zip(self.layers, caches, memory, strict=True):
-            qkv = torch.mm(_normed(x, layer["norm1"]), layer["qkv"]).view(rows, 3, self.heads, -1)
+            qkv = _product(_normed(x, layer["norm1"]), layer["qkv"]).view(rows, 3, self.heads, -1)
             cache[:, :, :, taken] = qkv[:, 1:].transpose(0, 1)
             keys, values = cache[:, :, :, : taken + 1]
             z = F.scaled_dot_product_attention(qkv[:, 0, :, None], keys, values)
-            x = torch.addmm(x, z.reshape(rows, D), layer["out"])
+            x = _plus_product(x, z.reshape(rows, D), layer["out"])
             if crossed is not None:
-                q = torch.mm(_normed(x, layer["norm_cross"]), layer["cross_q"]).view(rows, self.heads, 1, -1)
+                q = _product(_normed(x, layer["norm_cross"]), layer["cross_q"]).view(rows, self.heads, 1, -1)
                 z = F.scaled_dot_product_attention(q, *crossed, attn_mask=mask)
-                x = torch.addmm(x, z.reshape(rows, D), layer["cross_out"])
-            u = torch.mm(_normed(x, layer["norm2"]), layer["up"])
-            x = torch.addmm(x, F.gelu(u), layer["down"])
-        return torch.mm(_normed(x, self.norm), self.out).view(rows, self.codebooks, -1)
+                x = _plus_product(x, z.reshape(rows, D), layer["cross_out"])
+            u = _product(_normed(x, layer["norm2"]), layer["up"])
+            x = _plus_product(x, F.gelu(u), layer["down"])
+        return _product(_normed(x, self.norm), self.out).view(rows, self.codebooks, -1)
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x (rows, in) @ weight (in, out), whose transpose is what lies in memory.
+
+    For more than a few rows MKL is nearly twice as fast at that transpose times columns.
+    """
+    if len(x) <= FEW or x.device.type != "cpu":
+        return torch.mm(x, weight)
+    return torch.mm(weight.t(), x.t().contiguous()).t().contiguous()
+
+
+def _plus_product(residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    if len(x) <= FEW or x.device.type != "cpu":
+        return torch.addmm(residual, x, weight)
+    return residual + _product(x, weight)
 
 
 def _fused_layer(layer: Any) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from backends.layouts import encodec_settings, musicgen, musicgen_settings, t5_s
 from backends.layouts.checkpoint import Checkpoint, find, find_companions, open_checkpoint
 from backends.layouts.rules import to_ours
 from backends.torch_backend import files
+from backends.torch_backend.blank import loaded
 from musicgen_mlx.config import MusicGenConfig, of_settings
 from musicgen_mlx.names import KEYS
 
@@ -143,34 +144,26 @@ def from_pretrained(
 def of_checkpoint(checkpoint: Checkpoint) -> AnyMusicGen:
     """The model with these weights in float32, in evaluation."""
     shapes = of_settings(checkpoint.settings)
-    model = MusicGen(shapes) if shapes.condition != "none" else BareMusicGen(shapes)
-    model.load_state_dict(_state(checkpoint, "musicgen"))
-    return model.eval()
+    kind = MusicGen if shapes.condition != "none" else BareMusicGen
+    return loaded(lambda: kind(shapes), checkpoint.as_layout("musicgen")[0])
 
 
 def codec_of_checkpoint(checkpoint: Checkpoint) -> EncodecModel:
     """transformers' EnCodec with these weights, frozen."""
     content = encodec_settings.to_transformers(checkpoint.settings)
-    model = EncodecModel(EncodecConfig(**content))
-    model.load_state_dict(_state(checkpoint, "encodec"))
-    return model.eval().requires_grad_(False)
+    model = loaded(lambda: EncodecModel(EncodecConfig(**content)), checkpoint.as_layout("encodec")[0])
+    return model.requires_grad_(False)
 
 
 def text_encoder_of_checkpoint(checkpoint: Checkpoint) -> T5EncoderModel:
     """transformers' T5 encoder with these weights, frozen."""
     content = t5_settings.to_transformers(checkpoint.settings)
-    model = T5EncoderModel(T5Config(**content))
-    state = _state(checkpoint, "t5")
-    model.load_state_dict({**state, "encoder.embed_tokens.weight": state["shared.weight"]})
-    return model.eval().requires_grad_(False)
+    state = dict(checkpoint.as_layout("t5")[0])
+    state["encoder.embed_tokens.weight"] = state["shared.weight"]
+    return loaded(lambda: T5EncoderModel(T5Config(**content)), state).requires_grad_(False)
 
 
 def _logits(decoder: Any, codes: torch.Tensor, **condition: torch.Tensor) -> torch.Tensor:
     B, K, T = codes.shape
     found = decoder(input_ids=codes.reshape(B * K, T), use_cache=False, **condition).logits
     return found.reshape(B, K, -1, found.shape[-1])[:, :, -T:]
-
-
-def _state(checkpoint: Checkpoint, layout: str) -> dict[str, torch.Tensor]:
-    tensors, _ = checkpoint.as_layout(layout)
-    return {name: torch.from_numpy(np.array(value, np.float32, order="C")) for name, value in tensors.items()}

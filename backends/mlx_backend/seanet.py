@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from backends.mlx_backend.convolution import conv1d, conv_transpose1d, upsample1d
+from backends.mlx_backend.elu import elu
 from backends.mlx_backend.lstm import SkipLSTM, State
 from backends.mlx_backend.weight_norm import WeightNormed
 
@@ -210,5 +211,5 @@ def through(layers: list[nn.Module], x: mx.array) -> mx.array:
 
 def _through(layers: list[nn.Module], x: mx.array, state: State | None, key: str) -> mx.array:
     for index, layer in enumerate(layers):
-        x = layer(x) if isinstance(layer, nn.ELU) else layer(x, state, f"{key}.{index}")
+        x = elu(x) if isinstance(layer, nn.ELU) else layer(x, state, f"{key}.{index}")
     return x

@@ -11,6 +11,7 @@ from backends.layouts.checkpoint import Checkpoint
 from backends.layouts.families import Family, Settings
 from backends.layouts.rules import to_ours
 from backends.torch_backend import files
+from backends.torch_backend.blank import loaded
 
 Draw = torch.Tensor | None
 Quantised = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # latents (B, T, D), codes (B, K, T), commitment
@@ -35,12 +36,10 @@ class CodecTwin(nn.Module):
     @classmethod
     def of_checkpoint(cls: type[Twin], checkpoint: Checkpoint) -> Twin:
         """The codec with these weights in float32."""
-        model = cls(cls.config_of(checkpoint.settings))  # type: ignore[call-arg]
         theirs, _ = checkpoint.as_layout(cls.layout)
         named = {name: theirs[name] for name in theirs if not name.startswith(QUANTIZER)}
         named |= {name: checkpoint.ours[name] for name in checkpoint.ours if name.startswith(QUANTIZER)}
-        model.load_state_dict({name: torch.from_numpy(_float32(value)) for name, value in named.items()})
-        return model.eval()
+        return loaded(lambda: cls(cls.config_of(checkpoint.settings)), named)  # type: ignore[call-arg]
 
     def tensors(self) -> dict[str, np.ndarray]:
         """All weights in our layout."""
@@ -72,7 +71,3 @@ class CodecTwin(nn.Module):
     ) -> Quantised:  # fmt: skip
         """`ResidualQuantizer.quantize` for latents (B, T, D) with the first `active` (B,) of all K codebooks."""
         return self.quantizer.quantize(latents, active, bypass, offered, priority)
-
-
-def _float32(value: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(value.astype(np.float32))

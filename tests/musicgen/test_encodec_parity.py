@@ -35,7 +35,8 @@ def noise(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 def snr_db(reference: np.ndarray, value: np.ndarray) -> float:
     assert reference.shape == value.shape
-    return 10 * np.log10((reference**2).sum() / ((reference - value) ** 2).sum())
+    error = ((reference - value) ** 2).sum()
+    return 10 * np.log10((reference**2).sum() / max(error, 1e-30))
 
 
 def upstream(theirs: EncodecModel, audio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,31 @@
+"""ELU, the activation of SEANet: x where x > 0, else e^x - 1 (arXiv:1511.07289); and the exponential that it takes.
+
+MLX's exponential costs 13 ns per element on a Linux CPU, its power 5. Gradients are written out, so that training keeps
+x alone instead of every step in between.
+"""
+
+import math
+from typing import cast
+
+import mlx.core as mx
+
+
+def elu(x: mx.array) -> mx.array:
+    """x of any shape -> ELU of every element."""
+    return cast(mx.array, _elu(x))
+
+
+def exp(x: mx.array) -> mx.array:
+    """e^x; on the CPU float32's e in place of e, which is a relative error of 3e-8 |x|."""
+    on_cpu = x.dtype == mx.float32 and mx.default_device() != mx.Device(mx.gpu)
+    return mx.power(math.e, x) if on_cpu else mx.exp(x)
+
+
+@mx.custom_function
+def _elu(x: mx.array) -> mx.array:
+    return mx.maximum(x, 0) + (exp(mx.minimum(x, 0)) - 1)
+
+
+@_elu.vjp
+def _elu_vjp(primal, cotangent, _output):  # noqa: ANN001, ANN202 (MLX's calling convention)
+    return cotangent * exp(mx.minimum(primal, 0))

@@ -1,0 +1,38 @@
+"""Modules whose weights are loaded right after they are made: drawing them first would take longer than the loading."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+Module = TypeVar("Module", bound=nn.Module)
+_DRAWS = (torch.Tensor.uniform_, torch.Tensor.normal_)
+
+
+def loaded(make: Callable[[], Module], tensors: Mapping[str, np.ndarray]) -> Module:
+    """The module that `make` makes, with these tensors for all of its parameters, in float32 and in evaluation.
+
+    Arrays of that type are taken as they are, without a copy. Raises RuntimeError, PyTorch's own, where names or shapes
+    do not fit.
+    """
+    with _Undrawn():
+        model = make()
+    model.load_state_dict({name: _native(value) for name, value in tensors.items()}, assign=True)
+    return model.eval()
+
+
+class _Undrawn(TorchFunctionMode):
+    """Random numbers that are asked for in place are not drawn."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return args[0] if func in _DRAWS else func(*args, **(kwargs or {}))
+
+
+def _native(value: np.ndarray) -> torch.Tensor:
+    value = np.ascontiguousarray(value, np.float32)
+    return torch.from_numpy(value if value.flags.writeable else value.copy())

@@ -31,9 +31,12 @@ class FramePath(Protocol):
         ...
 
     def step(
-        self, frame: mx.array, caches: Caches, taken: mx.array, pick: Pick, inputs: Any = None
+        self, frame: mx.array, caches: Caches, taken: mx.array | int, pick: Pick, inputs: Any = None
     ) -> tuple[mx.array, Caches]:
-        """Frame (B, K) at position `taken` (0-d) -> the next frame and the caches that hold this one."""
+        """Frame (B, K) at position `taken` -> the next frame and the caches that hold this one.
+
+        As an array (0-d) `taken` keeps all shapes the same from step to step; as a number it spares the empty slots.
+        """
         ...
 
 
@@ -61,8 +64,9 @@ class ModulePath:
         return self.model.frame(hidden, pick)
 
     def step(
-        self, frame: mx.array, caches: Caches, taken: mx.array, pick: Pick, inputs: Any = None
+        self, frame: mx.array, caches: Caches, taken: mx.array | int, pick: Pick, inputs: Any = None
     ) -> tuple[mx.array, Caches]:
+        taken = mx.array(taken)
         if inputs is None:
             return self._step(frame, caches, taken, pick)
         own = self.model.parameters()
@@ -99,17 +103,18 @@ class FusedPath:
         return self.weights
 
     def step(
-        self, frame: mx.array, caches: Caches, taken: mx.array, pick: Pick, inputs: Any = None
+        self, frame: mx.array, caches: Caches, taken: mx.array | int, pick: Pick, inputs: Any = None
     ) -> tuple[mx.array, Caches]:
         weights = self.weights if inputs is None else inputs
         x = self.backbone.enter(weights["audio"][frame + weights["rows"]].sum(axis=1))
         position = self.backbone.position(taken, 1)
-        mask = self.backbone.mask(caches[0].shape[2], taken)
-        caches = list(caches)
+        filled = taken + 1 if isinstance(taken, int) else None
+        mask = self.backbone.mask(caches[0].shape[2], taken) if isinstance(taken, mx.array) else None
+        start, caches = mx.array(taken), list(caches)
 
         def remember(layer: int, keys_values: mx.array) -> mx.array:
-            caches[layer] = mx.slice_update(caches[layer], keys_values, taken, axes=(2,))
-            return caches[layer]
+            caches[layer] = mx.slice_update(caches[layer], keys_values, start, axes=(2,))
+            return caches[layer] if filled is None else caches[layer][:, :, :filled]
 
         hidden = self._stack(weights["backbone"], self.config.backbone, self.backbone, x, 1, position, mask, remember)
         return self._frame(weights, hidden, pick), caches

@@ -169,11 +169,11 @@ class FrameRun:
         """Feed a frame (1, K) back and return the next one."""
         if self.taken == self.caches[0].shape[2]:
             self.caches = [_grown(cache) for cache in self.caches]
-        key, taken = self._key(), mx.array(self.taken)
+        key = self._key()
         if self.compiled is not None:
-            frame, self.caches = self.compiled(frame, self.caches, taken, key)
+            frame, self.caches = self.compiled(frame, self.caches, mx.array(self.taken), key)
         else:
-            frame, self.caches = self.path.step(frame, self.caches, taken, self._picker(key))
+            frame, self.caches = self.path.step(frame, self.caches, self.taken, self._picker(key))
         self.taken += 1
         return self._queued(frame)
 

@@ -162,7 +162,7 @@ def print_parameters(counts: dict[str, dict[str, int]]) -> None:
 
 def print_seconds(options: Options, seconds: dict[str, dict[str, list[tuple[float, float]]]]) -> None:
     print(
-        f"MLX's BLAS: {blas.loaded or 'reference'}; from process start to {options.samples} WAV files of "
+        f"MLX's BLAS: {blas.preload() or 'reference'}; from process start to {options.samples} WAV files of "
         f"{options.duration:g} s, medians of {options.rounds} rounds"
     )
     for size, found in seconds.items():

@@ -65,7 +65,7 @@ def main(options: Options) -> None:
     for _ in range(options.rounds):
         for name in options.contestants:
             found[name].append((_child(name, small, folder, options), _child(name, large, folder, options)))
-    print(f"MLX's BLAS: {blas.loaded or 'reference'}; {large} segments of 1 s, medians of {options.rounds} rounds")
+    print(f"MLX's BLAS: {blas.preload() or 'reference'}; {large} segments of 1 s, medians of {options.rounds} rounds")
     for name, pairs in found.items():
         wall, cpu = (statistics.median(pair[1][key] / large for pair in pairs) for key in ("wall_s", "cpu_s"))
         memory = statistics.median((b["peak_bytes"] - a["peak_bytes"]) / (large - small) for a, b in pairs)

@@ -60,7 +60,9 @@ class Options:
 
 def main(options: Options) -> None:
     """Print a table for each model, length, number of threads and direction."""
-    print(f"BLAS of MLX: {blas.preload() or 'reference'}; {os.cpu_count()} processors; medians of {options.rounds} rounds")
+    print(
+        f"BLAS of MLX: {blas.preload() or 'reference'}; {os.cpu_count()} processors; medians of {options.rounds} rounds"
+    )
     for model in options.models:
         with tempfile.TemporaryDirectory() as folder:
             config = CONFIGS[model]()

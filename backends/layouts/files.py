@@ -31,18 +31,26 @@ _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 class TensorFile(Mapping[str, np.ndarray]):
-    """The tensors of one or more safetensors files by name; each is read when it is looked up."""
+    """The tensors of one or more safetensors files by name.
+
+    Each is mapped when it is looked up and read when it is used: the library's own NumPy arrays are copies of copies,
+    which took as long as everything else about loading a model. They may be written to; the file stays as it is.
+    """
 
     def __init__(self, *paths: Path):
         self.paths = paths
         self._files = [_open(path) for path in paths]
         self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
+        self._places = {name: place for path in paths for name, place in _places(path).items()}
         self.metadata: dict[str, str] = {
             key: value for file in self._files for key, value in (file.metadata() or {}).items()
         }
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._where[name].get_tensor(name)
+        path, offset, like = self._places[name]
+        if not like.size or offset % like.itemsize:
+            return self._where[name].get_tensor(name)
+        return np.asarray(np.memmap(path, like.dtype, "c", offset, like.shape))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
@@ -52,11 +60,7 @@ class TensorFile(Mapping[str, np.ndarray]):
 
     def like(self, name: str) -> np.ndarray:
         """An array of the tensor's shape and dtype whose content was not read."""
-        part = self._where[name].get_slice(name)
-        code = part.get_dtype()
-        if code not in _DTYPES:
-            raise InputError(f"{self.paths[0]}: {name} is {code}, which is not supported")
-        return blank(tuple(part.get_shape()), _DTYPES[code])
+        return self._places[name][2]
 
 
 def blank(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
@@ -161,6 +165,22 @@ def _open(path: Path):  # noqa: ANN202 (a handle of the Rust library)
         raise InputError(f"{path}: no such file") from error
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}); download it again") from error
+
+
+def _places(path: Path) -> dict[str, tuple[Path, int, np.ndarray]]:
+    """Where each tensor of a file that the library has checked lies: its first byte, and its like."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    found = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in _DTYPES:
+            raise InputError(f"{path}: {name} is {entry['dtype']}, which is not supported")
+        like = blank(tuple(entry["shape"]), _DTYPES[entry["dtype"]])
+        found[name] = path, 8 + size + entry["data_offsets"][0], like
+    return found
 
 
 def _sharded(index: Path) -> TensorFile:

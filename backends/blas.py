@@ -22,6 +22,7 @@ HINT = (
     "note: MLX runs on its slow reference BLAS here; for about 30 times faster matrix products install OpenBLAS"
     " (Debian: apt-get install libopenblas0-pthread) or PyTorch (pip install torch)"
 )
+ASKED = "AUDIOSMITH_BLAS"
 CUDA_WHEELS = ("mlx-cuda", "mlx-cuda-12", "mlx-cuda-13")
 
 loaded: str | None = None  # which library serves MLX, for `hint` and the benchmarks
@@ -39,7 +40,8 @@ class _BeforeMLX(MetaPathFinder):
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
         if fullname == "mlx.core":
-            sys.meta_path.remove(self)
+            # A list of its own: the import system is walking along the old one, and would miss who comes next.
+            sys.meta_path = [finder for finder in sys.meta_path if finder is not self]
             preload()
             if _say and (note := hint()):
                 _say(note)
@@ -52,7 +54,7 @@ def preload() -> str | None:
         return loaded
     _prefer_avx512()
     for name, libraries in _candidates():
-        if os.environ.get("AUDIOSMITH_BLAS", name) == name and all(_load(library) for library in libraries):
+        if os.environ.get(ASKED, name) == name and all(_load(library) for library in libraries):
             loaded = name
             break
     return loaded
@@ -70,6 +72,8 @@ def hint() -> str | None:
     """One line that says how to get a fast BLAS, where MLX would need one and has none."""
     if not sys.platform.startswith("linux") or loaded or any(_is_installed(wheel) for wheel in CUDA_WHEELS):
         return None
+    if asked := os.environ.get(ASKED):
+        return f"note: MLX runs on its slow reference BLAS: {ASKED}={asked} is no openblas, mkl or torch, or not here"
     return HINT
 
 

@@ -46,6 +46,28 @@ def test_one_library_can_be_asked_for():
 
 
 @linux
+def test_a_library_that_is_not_there_is_named():
+    code = "import mlx.core, backends; from backends import blas; print(blas.hint())"
+    assert "AUDIOSMITH_BLAS=mlk is no openblas, mkl or torch" in run(code, AUDIOSMITH_BLAS="mlk")
+
+
+@linux
+def test_other_finders_are_still_asked_for_mlx():
+    code = """
+import sys
+class Other:
+    @staticmethod
+    def find_spec(name, path, target=None):
+        asked.append(name)
+asked = []
+sys.meta_path.insert(0, Other)
+import backends, mlx.core
+print("mlx.core" in asked, any(type(finder).__name__ == "_BeforeMLX" for finder in sys.meta_path))
+"""
+    assert run(code) == "True False"
+
+
+@linux
 def test_torchs_own_library_serves_where_nothing_else_does():
     code = """
 import ctypes

@@ -6,6 +6,7 @@ import oracles
 import pytest
 import torch
 
+from backends.mlx_backend.elu import elu
 from csm_mlx.companions import load_codec
 
 
@@ -24,6 +25,20 @@ def pair(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("mimi")
     theirs = oracles.mimi(folder, codebooks=codebooks, window=window)
     return theirs, load_codec(folder)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.float16])
+def test_elu_is_its_definition(dtype):
+    """Values and gradients, at 0 and far from it too."""
+    x = np.float32([-1e4, -100, -3, -1, -1e-3, 0, 1e-3, 1, 100, 1e4])
+    theirs = torch.from_numpy(x).requires_grad_()
+    value = torch.nn.functional.elu(theirs)
+    value.sum().backward()
+    own, gradient = elu(mx.array(x).astype(dtype)), mx.grad(lambda y: elu(y).sum())(mx.array(x).astype(dtype))
+    assert own.dtype == gradient.dtype == dtype
+    precision = {mx.float32: 1e-6, mx.bfloat16: 1e-2, mx.float16: 2e-3}[dtype]
+    for found, expected in ((own, value.detach()), (gradient, theirs.grad)):
+        np.testing.assert_allclose(np.array(found.astype(mx.float32)), expected, rtol=precision, atol=precision)
 
 
 @pytest.mark.parametrize(("batch", "frames"), [(1, 5), (3, 16)])

@@ -9,6 +9,8 @@ from typing import cast
 
 import mlx.core as mx
 
+from backends.mlx_backend.snake import fused
+
 
 def elu(x: mx.array) -> mx.array:
     """x of any shape -> ELU of every element."""
@@ -23,9 +25,17 @@ def exp(x: mx.array) -> mx.array:
 
 @mx.custom_function
 def _elu(x: mx.array) -> mx.array:
-    return mx.maximum(x, 0) + (exp(mx.minimum(x, 0)) - 1)
+    return fused(_value)(x)
 
 
 @_elu.vjp
 def _elu_vjp(primal, cotangent, _output):  # noqa: ANN001, ANN202 (MLX's calling convention)
-    return cotangent * exp(mx.minimum(primal, 0))
+    return fused(_pulled)(primal, cotangent)
+
+
+def _value(x: mx.array) -> mx.array:
+    return mx.maximum(x, 0) + (exp(mx.minimum(x, 0)) - 1)
+
+
+def _pulled(x: mx.array, cotangent: mx.array) -> mx.array:
+    return cotangent * exp(mx.minimum(x, 0))

@@ -5,8 +5,9 @@ polynomial: everything is products and sums, which run in vector registers. Grad
 keeps x alone instead of every step in between.
 """
 
+from collections.abc import Callable
 from functools import cache
-from typing import cast
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
@@ -25,13 +26,13 @@ def snake(x: mx.array, alpha: mx.array) -> mx.array:
 
 @mx.custom_function
 def _by_sine(x: mx.array, alpha: mx.array) -> mx.array:
-    return _fused(_sine_snake)(x, alpha)
+    return fused(_sine_snake)(x, alpha)
 
 
 @_by_sine.vjp
 def _by_sine_vjp(primals, cotangent, _output):  # noqa: ANN001, ANN202 (MLX's calling convention)
     x, alpha = primals
-    return _fused(_sine_gradients)(x, alpha, cotangent)
+    return fused(_sine_gradients)(x, alpha, cotangent)
 
 
 @mx.custom_function
@@ -103,6 +104,6 @@ def _coefficients(name: str) -> list[float]:
 
 
 @cache
-def _fused(function):  # noqa: ANN001, ANN202
+def fused(function: Callable[..., Any]) -> Callable[..., Any]:
     """One kernel on a GPU; on the CPU compiling would call g++."""
     return mx.compile(function) if mx.default_device() == mx.Device(mx.gpu) else function

@@ -176,12 +176,11 @@ def _decoder_block(block: Any, x: torch.Tensor, noise: torch.Tensor | None) -> t
 
 
 def _residual_unit(unit: Any, x: torch.Tensor) -> torch.Tensor:
-    return over_time(
-        lambda piece, weights, *_: _through(unit.block, piece, weights).add_(piece),
-        x,
-        _weights(unit.block),
-        3 * unit.block[1].dilation[0],
-    )
+    def added(piece: torch.Tensor, weights: Tensors, *_: slice) -> torch.Tensor:
+        made = _through(unit.block, piece, weights)
+        return made.add_(piece) if made.dtype == piece.dtype else made + piece  # autocast's sums stay float32
+
+    return over_time(added, x, _weights(unit.block), 3 * unit.block[1].dilation[0])
 
 
 def _in_pieces(modules: Sequence[nn.Module], x: torch.Tensor, halo: int, down: int = 1) -> torch.Tensor:
@@ -203,14 +202,15 @@ def _weights(modules: Iterable[Any]) -> Tensors:
 
 def _weight(module: Any) -> torch.Tensor:
     """With weight norm applied; for inference once for each value that its parameters have had."""
-    if not torch.is_inference_mode_enabled():
-        return module.weight
     parameters = module.parametrizations.weight
-    state = [(part.data_ptr(), part._version) for part in (parameters.original0, parameters.original1)]
-    known, weight = getattr(module, "folded", (None, None))
+    parts = parameters.original0, parameters.original1
+    if not torch.is_inference_mode_enabled() or any(part.is_inference() for part in parts):
+        return module.weight  # a model made in inference mode does not count its changes
+    state = [(part.data_ptr(), part._version) for part in parts]
+    known, weight, _ = getattr(module, "folded", (None, None, None))
     if weight is None or known != state:
         weight = module.weight
-        module.folded = state, weight
+        module.folded = state, weight, [part.detach() for part in parts]  # kept, so that their places stay theirs
     return weight
 
 

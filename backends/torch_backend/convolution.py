@@ -30,7 +30,7 @@ def conv1d(
         return F.conv1d(x, weight, bias, stride, padding, dilation, groups)
     if groups == k == 1 and padding == 0:
         return _product(x, weight[..., 0], bias)
-    if groups == out == x.shape[1] and 2 * padding == (k - 1) * dilation:
+    if groups == out == x.shape[1] and k % 2 and 2 * padding == (k - 1) * dilation:
         return cast(torch.Tensor, _Depthwise.apply(x, weight, bias, dilation))
     return F.conv1d(x, weight, bias, stride, padding, dilation, groups)
 

@@ -18,7 +18,7 @@ from backends.mlx_backend import convolution, snake
 from backends.torch_backend import convolution as torch_convolution
 from backends.torch_backend import snake as torch_snake
 from backends.torch_backend import tiling
-from snac_port import SNACConfig
+from snac_port import SNACConfig, torch_model
 from snac_port.codes import whole
 from snac_port.noise import source
 
@@ -310,6 +310,26 @@ def test_the_doors_folded_weights_follow_an_update(mode):
     door.float()
     np.testing.assert_array_equal(door.decode(codes), before)
     assert door.state_dict().keys() == state.keys()
+
+
+def test_a_door_made_in_inference_mode_decodes():
+    theirs, both = made("24khz")
+    door, audio = both["torch"], oracle.sound(theirs.config, 5000)
+    with torch.inference_mode():
+        again = oracle.twins(theirs.model, theirs.config)["torch"]
+    codes = door.encode(audio)
+    np.testing.assert_array_equal(again.decode(codes), door.decode(codes))
+
+
+def test_sums_of_residual_units_stay_float32_under_autocast():
+    """As upstream's: only products are in bfloat16."""
+    theirs, both = made("24khz")
+    unit = next(part for part in theirs.model.modules() if isinstance(part, torch_model.layers.ResidualUnit))
+    x = torch.randn(1, unit.block[1].weight.shape[0], 40)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected, own = unit(x), torch_model._residual_unit(unit, x)
+    assert own.dtype == expected.dtype == torch.float32
+    np.testing.assert_allclose(own, expected, atol=2e-2)
 
 
 @pytest.mark.parametrize("name", ["24khz", "odd strides", "dense"])

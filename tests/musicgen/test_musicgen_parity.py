@@ -15,6 +15,7 @@ from backends.layouts.rules import to_ours
 from backends.mlx_backend.sampling import Sampler
 from musicgen_mlx import MusicGen, condition, pattern
 from musicgen_mlx.companions import load_text_encoder
+from musicgen_mlx.forms import Columns, Rows
 from musicgen_mlx.generation import decode_audio, encode_audio, generate_codes
 from musicgen_mlx.loss import codebook_sums
 from musicgen_mlx.t5 import buckets
@@ -134,6 +135,20 @@ def test_greedy_codes_equal_transformers(pair, guidance, prompt):
     assert own.shape == (batch, pair.ours.config.codebooks, frames)
     expected = their_codes(pair, rows, frames, given, guidance, batch)
     np.testing.assert_array_equal(np.array(own), expected)
+
+
+@pytest.mark.parametrize("form", [Columns, Rows])
+def test_rows_and_columns_choose_the_codes_of_the_modules(pair, form, monkeypatch):
+    """Both forms of the CPU's step, whatever BLAS is here, with padded prompts and over a cache that grows."""
+    monkeypatch.setattr("musicgen_mlx.decode.SLOTS", 8)
+    options = {"condition": pair.condition(), "seeds": [0, 1], "sampler": GREEDY}
+    with monkeypatch.context() as patched:
+        patched.setattr("musicgen_mlx.decode.fused_path", lambda *_: None)
+        expected = generate_codes(pair.ours, 14, **options)
+    monkeypatch.setattr("musicgen_mlx.fused.forms", lambda width, _rows: form(width))
+    own = generate_codes(pair.ours, 14, **options)
+    np.testing.assert_array_equal(np.array(own), np.array(expected))
+    assert type(pair.ours._companions["fused"].forms) is form
 
 
 def their_codes(pair: Pair, rows, frames: int, prompt, guidance: float, batch: int) -> np.ndarray:

@@ -56,6 +56,17 @@ def test_a_replaced_file_leaves_what_was_looked_up(tmp_path):
     assert value.tolist() == [1.5, -2]
 
 
+def test_a_file_that_is_replaced_meanwhile_is_read_as_it_was(tmp_path):
+    """By a run that saves again, or moved away: tensors of two states must not be mixed."""
+    path = write(tmp_path / "model.safetensors", ARRAYS)
+    found = TensorFile(path)
+    write(path, {name: np.zeros_like(value) for name, value in ARRAYS.items()})
+    assert found["single"].tolist() == [1.5, -2]
+    assert found["brain"].tolist() == [1, 2, 3]
+    path.unlink()
+    assert found["wide"].tolist() == ARRAYS["wide"].tolist()
+
+
 def test_other_types_are_named(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"odd": np.zeros(2, np.uint16)}, path)

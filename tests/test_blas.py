@@ -88,6 +88,24 @@ print(blas.loaded)
 
 
 @linux
+def test_the_hint_is_said_when_mlx_is_imported():
+    code = """
+import ctypes
+def none(name, *args, **kwargs):
+    raise OSError(name)
+from backends import blas
+ctypes.CDLL = none
+blas.CUDA_WHEELS = ()
+blas.advise(print)
+print("before")
+import mlx.core
+"""
+    first, second = run(code).splitlines()
+    assert first == "before"
+    assert "libopenblas0-pthread" in second
+
+
+@linux
 def test_after_mlx_it_is_too_late_and_the_hint_says_how(monkeypatch):
     code = "import mlx.core, backends; from backends import blas; print(blas.loaded, '|', blas.hint())"
     loaded, _, hint = run(code).partition(" | ")

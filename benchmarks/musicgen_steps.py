@@ -141,9 +141,9 @@ def linear_layers(config: MusicGenConfig, weights: dict[str, np.ndarray], option
     """The step's products with weights, in the form in which it does them."""
     import mlx.core as mx
 
-    from musicgen_mlx.forms import forms
+    from musicgen_mlx.forms import form_for
 
-    form = forms(config.width, 2)
+    form = form_for(2)(config.width)
     names = [name for name in weights if name.endswith("weight") and "emb" not in name and weights[name].ndim == 2]
     # Keys and values of the condition are computed once, the projection of the text too.
     once = ("cross_attn.k_proj", "cross_attn.v_proj", "conditioner")

@@ -5,7 +5,7 @@ A step is bound by reading weights. For a row or two MKL reads them at the memor
 half of it in `weight @ columns`; for more rows columns are ahead there, as they are with OpenBLAS for any number.
 """
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import mlx.core as mx
 
@@ -20,10 +20,9 @@ class Forms(Protocol):
     """What differs between the two."""
 
     def kept(self, weight: mx.array) -> mx.array:
-        """A linear's weight (out, in) as the functions below take it; shares its memory."""
+        """A linear's weight (out, in), or a norm's (D,), as the functions below take it; shares its memory."""
         ...
 
-    def norm_of(self, norm: Any) -> Norm: ...
     def enter(self, rows: mx.array) -> mx.array:
         """Rows (rows, D) -> activations; `leave` is back."""
         ...
@@ -41,10 +40,7 @@ class Columns:
         self.mean, self.eps = mx.full((1, width), 1 / width), mx.full((1, 1), NORM_EPS)
 
     def kept(self, weight: mx.array) -> mx.array:
-        return weight
-
-    def norm_of(self, norm: Any) -> Norm:
-        return norm.weight[:, None], norm.bias[:, None]
+        return weight[:, None] if weight.ndim == 1 else weight
 
     def enter(self, rows: mx.array) -> mx.array:
         return rows.T
@@ -70,10 +66,7 @@ class Rows:
         self.mean, self.eps = mx.full((width, 1), 1 / width), mx.full((1, 1), NORM_EPS)
 
     def kept(self, weight: mx.array) -> mx.array:
-        return weight.T
-
-    def norm_of(self, norm: Any) -> Norm:
-        return norm.weight, norm.bias
+        return weight.T  # which a vector is itself
 
     def enter(self, rows: mx.array) -> mx.array:
         return rows
@@ -92,6 +85,9 @@ class Rows:
         return centred * mx.rsqrt(mx.addmm(self.eps, centred.square(), self.mean)) * norm[0] + norm[1]
 
 
-def forms(width: int, rows: int) -> Forms:
+Form = type[Columns] | type[Rows]
+
+
+def form_for(rows: int) -> Form:
     """The faster one for so many rows with the BLAS that MLX has here."""
-    return Columns(width) if blas.loaded == "openblas" or rows > FEW else Rows(width)
+    return Columns if blas.loaded == "openblas" or rows > FEW else Rows

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from backends.mlx_backend.lora import adapters
 from musicgen_mlx.attention import KeysValues
-from musicgen_mlx.forms import Forms, forms
+from musicgen_mlx.forms import Form, Forms, form_for
 from musicgen_mlx.model import Memory, MusicGen, sinusoids
 
 Weights = dict[str, Any]
@@ -29,30 +29,38 @@ def fused_path(model: MusicGen, rows: int) -> "FusedPath | None":
     if mx.default_device() != mx.Device(mx.cpu) or not plain or adapters(model):
         return None
     kept = model._companions.get("fused")
-    if kept is None or not kept.is_for(model, rows):
-        kept = model._companions["fused"] = FusedPath(model, rows)
+    if kept is None or not kept.is_current(model):
+        kept = model._companions["fused"] = FusedPath(model, form_for(rows))
+    kept.take(form_for(rows))
     return kept
 
 
 class FusedPath:
-    """Over fused weights."""
+    """Over fused weights, in one form or the other."""
 
-    def __init__(self, model: MusicGen, rows: int):
+    def __init__(self, model: MusicGen, form: Form):
         self.config = model.config
-        self.forms = forms(model.config.width, rows)
-        self.weights = fuse(model, self.forms)
+        self.joined, self.emb = fuse(model), _join(list(model.emb))
+        self.rows = (model.config.entries + 1) * mx.arange(model.config.codebooks)
+        mx.eval(self.emb, self.rows, model.parameters())
         self.source = [value for _, value in tree_flatten(model.parameters())]
+        self.forms: Forms = form(model.config.width)
+        self.weights: Weights = tree_map(self.forms.kept, self.joined)
 
-    def is_for(self, model: MusicGen, rows: int) -> bool:
-        """Whether the model still has the very arrays that were fused, in the form for so many rows."""
-        if type(self.forms) is not type(forms(self.config.width, rows)):
-            return False
+    def take(self, form: Form) -> None:
+        """Use this form from now on; the weights stay where they are."""
+        if not isinstance(self.forms, form):
+            self.forms = form(self.config.width)
+            self.weights = tree_map(self.forms.kept, self.joined)
+
+    def is_current(self, model: MusicGen) -> bool:
+        """Whether the model still has the very arrays that were fused."""
         now = [value for _, value in tree_flatten(model.parameters())]
         return len(now) == len(self.source) and all(a is b for a, b in zip(now, self.source, strict=True))
 
     def embed(self, codes: mx.array) -> mx.array:
         """Codes (B, K) -> the sum of their embeddings (B, D)."""
-        return self.weights["emb"][codes + self.weights["rows"]].sum(axis=1)
+        return self.emb[codes + self.rows].sum(axis=1)
 
     def step(
         self, x: mx.array, positions: mx.array, caches: Sequence[KeysValues], taken: int, seen: mx.array | None,
@@ -97,33 +105,31 @@ class FusedPath:
         return self.forms.enter((mx.softmax(scores, axis=-1) @ values).reshape(len(keys), -1))
 
 
-def fuse(model: MusicGen, forms: Forms) -> Weights:
-    """The weights for `FusedPath`, sharing memory with the model's. Layer by layer, so that little is held twice."""
-    config = model.config
+def fuse(model: MusicGen) -> Weights:
+    """What a step takes its products with, sharing memory with the model's. Layer by layer: little is held twice."""
+    crossing = model.config.condition == "cross"
     weights: Weights = {
-        "layers": [_fused_layer(layer, forms, crossing=config.condition == "cross") for layer in model.layers],
-        "norm": forms.norm_of(model.out_norm),
-        "emb": _join(list(model.emb)),
-        "rows": (config.entries + 1) * mx.arange(config.codebooks),
-        "heads": forms.kept(_join(list(model.linears))),
+        "layers": [_fused_layer(layer, crossing=crossing) for layer in model.layers],
+        "norm": (model.out_norm.weight, model.out_norm.bias),
+        "heads": _join(list(model.linears)),
     }
     mx.eval(weights, model.parameters())
     return weights
 
 
-def _fused_layer(layer: Any, forms: Forms, *, crossing: bool) -> Weights:
+def _fused_layer(layer: Any, *, crossing: bool) -> Weights:
     attention, cross = layer.self_attn, layer.cross_attn if crossing else None
     fused: Weights = {
-        "qkv": forms.kept(_join([attention.q_proj, attention.k_proj, attention.v_proj])),
-        "out": forms.kept(attention.out_proj.weight),
-        "up": forms.kept(layer.linear1.weight),
-        "down": forms.kept(layer.linear2.weight),
-        "norm1": forms.norm_of(layer.norm1),
-        "norm2": forms.norm_of(layer.norm2),
+        "qkv": _join([attention.q_proj, attention.k_proj, attention.v_proj]),
+        "out": attention.out_proj.weight,
+        "up": layer.linear1.weight,
+        "down": layer.linear2.weight,
+        "norm1": (layer.norm1.weight, layer.norm1.bias),
+        "norm2": (layer.norm2.weight, layer.norm2.bias),
     }
     if cross is not None:
-        fused["cross_q"], fused["cross_out"] = forms.kept(cross.q_proj.weight), forms.kept(cross.out_proj.weight)
-        fused["norm_cross"] = forms.norm_of(layer.norm_cross)
+        fused["cross_q"], fused["cross_out"] = cross.q_proj.weight, cross.out_proj.weight
+        fused["norm_cross"] = (layer.norm_cross.weight, layer.norm_cross.bias)
     mx.eval(fused, layer.parameters())
     return fused
 

@@ -115,7 +115,7 @@ class Decoder:
         """What is added to the scores of the condition (rows, 1, 1, T)."""
         if not self.crossing or self.condition is None or self.condition.mask.all():
             return None
-        floor = torch.zeros_like(self.condition.mask, dtype=self.condition.states.dtype)
+        floor = torch.zeros_like(self.condition.mask, dtype=self.stack.layer_norm.weight.dtype)
         return floor.masked_fill(~self.condition.mask, -torch.inf)[:, None, None]
 
     def _make_room(self, x: torch.Tensor, needed: int) -> None:

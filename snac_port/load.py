@@ -37,6 +37,9 @@ def from_pretrained(
     return torch_model.SNAC.from_pretrained(source, device=chosen.device, option=option)  # type: ignore[attr-defined]
 
 
+EXPORTS = ("best_model", "checkpoint_")  # names of what fine-tuning writes
+
+
 def checkpoint(source: str | Path, option: str = OPTION) -> Checkpoint:
     """The tensors of a checkpoint, checked against its configuration."""
     if str(source) == "tiny":
@@ -54,11 +57,16 @@ def save(path: Path, tensors: Mapping[str, np.ndarray], config: SNACConfig) -> P
 
 
 def _existing(source: str | Path, option: str) -> str | Path:
-    """The .safetensors or directory that stands for a .pt that is not there, or is older than it."""
+    """The .safetensors or directory that is read for a .pt of the same name.
+
+    It is where the .pt is not there, and where the .pt is what --export-pt once wrote beside it and is older.
+    """
     path = Path(source).expanduser()
     if path.suffix not in PICKLED:
         return source
     stand_ins = [found for found in (path.with_suffix(".safetensors"), path.with_suffix("")) if found.exists()]
+    if path.exists() and not path.stem.startswith(EXPORTS):
+        return source
     if path.exists():
         return max([path, *stand_ins], key=_written_ns)
     if stand_ins:

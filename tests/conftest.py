@@ -5,8 +5,9 @@ import os
 os.environ.setdefault("MLX_DISABLE_COMPILE", "1")  # on Linux CPU mx.compile calls g++; a few tests turn it on
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # as many processes as processors run tests, and threads
-    os.environ.setdefault(threads, "1")  # of a BLAS that wait for each other's processor make them three times slower
+# As many processes as processors run tests: threads of a BLAS that wait for each other made them three times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import backends  # noqa: F401, I001
 import pytest

@@ -44,10 +44,11 @@ def flags(model: Path, output: Path, backend: str, *extra: object) -> list[str]:
     base = [
         "--pretrained_model", model, "--train_data", recordings() / "train", "--val_data", recordings() / "val",
         "--output_dir", output, "--backend", backend, "--curriculum", json.dumps(STAGES), "--num_epochs", 2,
-        "--batch_size", 4, "--n_ffts", 64, 128, "--learning_rate", 3e-3, "--log_every", 1, "--num_workers", 2,
+        "--batch_size", 4, "--learning_rate", 3e-3, "--log_every", 1, "--num_workers", 2,
         "--save_every_batches", 0, "--samples", 1,
     ]  # fmt: skip
-    return [str(flag) for flag in [*base, *extra]]
+    windows = () if "--n_ffts" in extra else ("--n_ffts", 64, 128)
+    return [str(flag) for flag in [*base, *windows, *extra]]
 
 
 def run(model: Path, output: Path, backend: str, *extra: object) -> Path:

@@ -6,12 +6,12 @@ their memory with the model's: `q_proj.weight` and its like become views of them
 between devices is in `csm_mlx.forms`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
+from backends.mlx_backend.fusing import arrays, is_current, join
 from backends.mlx_backend.lora import adapters
 from csm_mlx.config import LlamaConfig
 from csm_mlx.forms import CPUForms, Forms, GPUForms, Weights
@@ -45,7 +45,7 @@ def frame_path(model: CSM) -> FramePath:
     if adapters(model) or any("scales" in module for _, module in model.named_modules()):
         return ModulePath(model)
     kept = model._companions.get("fused")
-    if kept is None or not kept.is_current(model):
+    if kept is None or not is_current(model, kept.source):
         kernels = mx.default_device() == mx.Device(mx.gpu) or model.dtype != mx.float32
         kept = model._companions["fused"] = FusedPath(model, kernels=kernels)
     return kept
@@ -92,12 +92,7 @@ class FusedPath:
         self.backbone: Forms = kind(model.config.backbone, model.config.max_positions)
         self.decoder: Forms = kind(model.config.decoder, model.config.codebooks)
         self.weights = fuse(model, self.backbone, kernels=kernels)
-        self.source = [value for _, value in tree_flatten(model.parameters())]
-
-    def is_current(self, model: CSM) -> bool:
-        """Whether the model still has the very arrays that were fused."""
-        now = [value for _, value in tree_flatten(model.parameters())]
-        return len(now) == len(self.source) and all(a is b for a, b in zip(now, self.source, strict=True))
+        self.source = arrays(model)
 
     def inputs(self) -> Any:
         return self.weights
@@ -184,7 +179,7 @@ def fuse(model: CSM, forms: Forms, *, kernels: bool) -> Weights:
 
 def _gate_and_up(mlp: Any, forms: Forms, *, together: bool) -> Weights:
     if together:
-        return {"gate_up": forms.kept(_fuse([mlp.gate_proj, mlp.up_proj]))}
+        return {"gate_up": forms.kept(join([mlp.gate_proj, mlp.up_proj]))}
     return {"gate": forms.kept(mlp.gate_proj.weight), "up": forms.kept(mlp.up_proj.weight)}
 
 
@@ -193,7 +188,7 @@ def _fuse_stack(stack: Llama, forms: Forms, *, kernels: bool) -> Weights:
     for layer in stack.layers:
         attention, mlp = layer.self_attn, layer.mlp
         fused = {
-            "qkv": forms.kept(_fuse([attention.q_proj, attention.k_proj, attention.v_proj])),
+            "qkv": forms.kept(join([attention.q_proj, attention.k_proj, attention.v_proj])),
             "out": forms.kept(attention.o_proj.weight),
             **_gate_and_up(mlp, forms, together=kernels),
             "down": forms.kept(mlp.down_proj.weight),
@@ -203,14 +198,3 @@ def _fuse_stack(stack: Llama, forms: Forms, *, kernels: bool) -> Weights:
         mx.eval(fused, layer.parameters())
         layers.append(fused)
     return {"layers": layers, "norm": forms.kept(stack.norm.weight)}
-
-
-def _fuse(linears: Sequence[Any]) -> mx.array:
-    """The linears' weights as one (sum of outs, in); theirs become views of it."""
-    joined = mx.concatenate([linear.weight for linear in linears])
-    start = 0
-    for linear in linears:
-        rows = linear.weight.shape[0]
-        linear.weight = joined[start : start + rows]
-        start += rows
-    return joined

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_map
 
+from backends.mlx_backend.fusing import arrays, is_current, join
 from backends.mlx_backend.lora import adapters
 from musicgen_mlx.attention import KeysValues
 from musicgen_mlx.forms import Form, Forms, form_for
@@ -29,7 +30,7 @@ def fused_path(model: MusicGen, rows: int) -> "FusedPath | None":
     if mx.default_device() != mx.Device(mx.cpu) or not plain or adapters(model):
         return None
     kept = model._companions.get("fused")
-    if kept is None or not kept.is_current(model):
+    if kept is None or not is_current(model, kept.source):
         kept = model._companions["fused"] = FusedPath(model, form_for(rows))
     kept.take(form_for(rows))
     return kept
@@ -40,10 +41,10 @@ class FusedPath:
 
     def __init__(self, model: MusicGen, form: Form):
         self.config = model.config
-        self.joined, self.emb = fuse(model), _join(list(model.emb))
+        self.joined, self.emb = fuse(model), join(list(model.emb))
         self.rows = (model.config.entries + 1) * mx.arange(model.config.codebooks)
         mx.eval(self.emb, self.rows, model.parameters())
-        self.source = [value for _, value in tree_flatten(model.parameters())]
+        self.source = arrays(model)
         self.forms: Forms = form(model.config.width)
         self.weights: Weights = tree_map(self.forms.kept, self.joined)
 
@@ -52,11 +53,6 @@ class FusedPath:
         if not isinstance(self.forms, form):
             self.forms = form(self.config.width)
             self.weights = tree_map(self.forms.kept, self.joined)
-
-    def is_current(self, model: MusicGen) -> bool:
-        """Whether the model still has the very arrays that were fused."""
-        now = [value for _, value in tree_flatten(model.parameters())]
-        return len(now) == len(self.source) and all(a is b for a, b in zip(now, self.source, strict=True))
 
     def embed(self, codes: mx.array) -> mx.array:
         """Codes (B, K) -> the sum of their embeddings (B, D)."""
@@ -111,7 +107,7 @@ def fuse(model: MusicGen) -> Weights:
     weights: Weights = {
         "layers": [_fused_layer(layer, crossing=crossing) for layer in model.layers],
         "norm": (model.out_norm.weight, model.out_norm.bias),
-        "heads": _join(list(model.linears)),
+        "heads": join(list(model.linears)),
     }
     mx.eval(weights, model.parameters())
     return weights
@@ -120,7 +116,7 @@ def fuse(model: MusicGen) -> Weights:
 def _fused_layer(layer: Any, *, crossing: bool) -> Weights:
     attention, cross = layer.self_attn, layer.cross_attn if crossing else None
     fused: Weights = {
-        "qkv": _join([attention.q_proj, attention.k_proj, attention.v_proj]),
+        "qkv": join([attention.q_proj, attention.k_proj, attention.v_proj]),
         "out": attention.out_proj.weight,
         "up": layer.linear1.weight,
         "down": layer.linear2.weight,
@@ -132,14 +128,3 @@ def _fused_layer(layer: Any, *, crossing: bool) -> Weights:
         fused["norm_cross"] = (layer.norm_cross.weight, layer.norm_cross.bias)
     mx.eval(fused, layer.parameters())
     return fused
-
-
-def _join(owners: Sequence[Any]) -> mx.array:
-    """The owners' weights as one; theirs become views of it."""
-    joined = mx.concatenate([owner.weight for owner in owners])
-    start = 0
-    for owner in owners:
-        rows = owner.weight.shape[0]
-        owner.weight = joined[start : start + rows]
-        start += rows
-    return joined

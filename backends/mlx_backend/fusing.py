@@ -1,0 +1,30 @@
+"""Weights of several modules as one array that they share, for generation: fewer and larger products."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+
+def join(owners: Sequence[Any]) -> mx.array:
+    """The owners' weights (out, in) as one (sum of outs, in); theirs become views of it."""
+    joined = mx.concatenate([owner.weight for owner in owners])
+    start = 0
+    for owner in owners:
+        rows = owner.weight.shape[0]
+        owner.weight = joined[start : start + rows]
+        start += rows
+    return joined
+
+
+def arrays(model: nn.Module) -> list[mx.array]:
+    """The model's parameters as they are now, for `is_current`."""
+    return [cast(mx.array, value) for _, value in tree_flatten(model.parameters())]
+
+
+def is_current(model: nn.Module, source: Sequence[mx.array]) -> bool:
+    """Whether the model still has these very arrays, none replaced."""
+    now = arrays(model)
+    return len(now) == len(source) and all(a is b for a, b in zip(now, source, strict=True))

@@ -1,9 +1,8 @@
 """Checkpoint files as NumPy arrays, read and written one tensor at a time."""
 
 import json
-import os
+import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,20 +42,16 @@ class TensorFile(Mapping[str, np.ndarray]):
         self.paths = paths
         self._files = [_open(path) for path in paths]
         self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
-        headers = {path: _header_of(path) for path in paths}
-        self._versions = {path: version for path, (version, _) in headers.items()}
-        self._places = {name: place for _, places in headers.values() for name, place in places.items()}
+        self._places = {name: place for path in paths for name, place in self._places_in(path).items()}
         self.metadata: dict[str, str] = {
             key: value for file in self._files for key, value in (file.metadata() or {}).items()
         }
 
     def __getitem__(self, name: str) -> np.ndarray:
-        path, offset, like = self._places[name]
-        if like.size and not offset % like.itemsize:
-            with suppress(OSError), path.open("rb") as file:
-                if _version(file) == self._versions[path]:
-                    return np.asarray(np.memmap(file, like.dtype, "c", offset, like.shape))
-        return self._where[name].get_tensor(name)  # the library still has a file that was replaced or removed
+        file, offset, like = self._places[name]
+        if not like.size or offset % like.itemsize:
+            return self._where[name].get_tensor(name)
+        return np.asarray(np.memmap(file, like.dtype, "c", offset, like.shape))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
@@ -67,6 +62,24 @@ class TensorFile(Mapping[str, np.ndarray]):
     def like(self, name: str) -> np.ndarray:
         """An array of the tensor's shape and dtype whose content was not read."""
         return self._places[name][2]
+
+    def _places_in(self, path: Path) -> dict[str, tuple[BinaryIO, int, np.ndarray]]:
+        """Where each tensor of a file that the library has checked lies: the file, its first byte there, its like.
+
+        The file stays open, so that it is read as it was where it is replaced or removed meanwhile.
+        """
+        file = path.open("rb")
+        weakref.finalize(self, file.close)
+        size = int.from_bytes(file.read(8), "little")
+        found = {}
+        for name, entry in json.loads(file.read(size)).items():
+            if name == "__metadata__":
+                continue
+            if entry["dtype"] not in _DTYPES:
+                raise InputError(f"{path}: {name} is {entry['dtype']}, which is not supported")
+            like = blank(tuple(entry["shape"]), _DTYPES[entry["dtype"]])
+            found[name] = file, 8 + size + entry["data_offsets"][0], like
+        return found
 
 
 def blank(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
@@ -171,28 +184,6 @@ def _open(path: Path):  # noqa: ANN202 (a handle of the Rust library)
         raise InputError(f"{path}: no such file") from error
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error}); download it again") from error
-
-
-def _version(file: BinaryIO) -> tuple[int, ...]:
-    """What is another where a file has been replaced."""
-    found = os.fstat(file.fileno())
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _header_of(path: Path) -> tuple[tuple[int, ...], dict[str, tuple[Path, int, np.ndarray]]]:
-    """The version of a file that the library has checked, and where each tensor lies: its first byte, and its like."""
-    with path.open("rb") as file:
-        version, size = _version(file), int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-    found = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        if entry["dtype"] not in _DTYPES:
-            raise InputError(f"{path}: {name} is {entry['dtype']}, which is not supported")
-        like = blank(tuple(entry["shape"]), _DTYPES[entry["dtype"]])
-        found[name] = path, 8 + size + entry["data_offsets"][0], like
-    return version, found
 
 
 def _sharded(index: Path) -> TensorFile:

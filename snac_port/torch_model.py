@@ -21,6 +21,7 @@ from backends.layouts.rules import to_ours
 from backends.layouts.snac import rules
 from backends.seeds import mix
 from backends.torch_backend import files
+from backends.torch_backend.blank import loaded
 from backends.torch_backend.convolution import conv1d, upsample1d
 from backends.torch_backend.snake import snake
 from backends.torch_backend.tiling import Tensors, over_time
@@ -68,10 +69,7 @@ class SNAC(Codec, snac.SNAC):
     @classmethod
     def of_checkpoint(cls, checkpoint: Checkpoint) -> "SNAC":
         """The codec with these weights in float32, ready to encode and decode."""
-        model = cls(of_settings(checkpoint.settings))
-        tensors, _ = checkpoint.as_layout("snac")
-        model.load_state_dict({name: torch.from_numpy(_float32(value)) for name, value in tensors.items()})
-        return model.eval()
+        return loaded(lambda: cls(of_settings(checkpoint.settings)), checkpoint.as_layout("snac")[0])
 
     def tensors(self) -> dict[str, np.ndarray]:
         state = files.to_host(self.state_dict())
@@ -228,7 +226,3 @@ def _through(modules: Iterable[Any], x: torch.Tensor, weights: Tensors) -> torch
             sizes = {name: getattr(module, name)[0] for name in ("stride", "padding", "dilation")}
             x = conv1d(x, next(given), next(given), groups=module.groups, **sizes)
     return x
-
-
-def _float32(value: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(value.astype(np.float32))

@@ -15,8 +15,8 @@ _DRAWS = (torch.Tensor.uniform_, torch.Tensor.normal_)
 def loaded(make: Callable[[], Module], tensors: Mapping[str, np.ndarray]) -> Module:
     """The module that `make` makes, with these tensors for all of its parameters, in float32 and in evaluation.
 
-    Arrays of that type are taken as they are, without a copy. Raises RuntimeError, PyTorch's own, where names or shapes
-    do not fit.
+    Arrays that a file is mapped to are taken as they are; others are copied, so that training does not change them.
+    Raises RuntimeError, PyTorch's own, where names or shapes do not fit.
     """
     with _Undrawn():
         model = make()
@@ -34,5 +34,6 @@ class _Undrawn(TorchFunctionMode):
 
 
 def _native(value: np.ndarray) -> torch.Tensor:
-    value = np.ascontiguousarray(value, np.float32)
-    return torch.from_numpy(value if value.flags.writeable else value.copy())
+    made = np.ascontiguousarray(value, np.float32)
+    given = made is value and not isinstance(value.base, np.memmap)
+    return torch.from_numpy(made.copy() if given or not made.flags.writeable else made)

@@ -16,6 +16,7 @@ from snac_port.codec import Codec
 from snac_port.config import SNACConfig
 
 OPTION = "--checkpoint"
+EXPORTS = ("best_model", "checkpoint_")  # names of what fine-tuning writes
 
 
 def from_pretrained(
@@ -35,9 +36,6 @@ def from_pretrained(
     from snac_port import torch_model
 
     return torch_model.SNAC.from_pretrained(source, device=chosen.device, option=option)  # type: ignore[attr-defined]
-
-
-EXPORTS = ("best_model", "checkpoint_")  # names of what fine-tuning writes
 
 
 def checkpoint(source: str | Path, option: str = OPTION) -> Checkpoint:
@@ -62,11 +60,9 @@ def _existing(source: str | Path, option: str) -> str | Path:
     It is where the .pt is not there, and where the .pt is what --export-pt once wrote beside it and is older.
     """
     path = Path(source).expanduser()
-    if path.suffix not in PICKLED:
+    if path.suffix not in PICKLED or path.exists() and not path.stem.startswith(EXPORTS):
         return source
     stand_ins = [found for found in (path.with_suffix(".safetensors"), path.with_suffix("")) if found.exists()]
-    if path.exists() and not path.stem.startswith(EXPORTS):
-        return source
     if path.exists():
         return max([path, *stand_ins], key=_written_ns)
     if stand_ins:

@@ -23,6 +23,7 @@ HINT = (
     " (Debian: apt-get install libopenblas0-pthread) or PyTorch (pip install torch)"
 )
 ASKED = "AUDIOSMITH_BLAS"
+FEW_ROWS = 2  # up to so many, MKL reads weights at the memory's rate in rows @ weight^T; for more, columns are ahead
 CUDA_WHEELS = ("mlx-cuda", "mlx-cuda-12", "mlx-cuda-13")
 
 loaded: str | None = None  # which library serves MLX, for `hint` and the benchmarks

@@ -67,6 +67,7 @@ def main(options: Options) -> None:
 
 
 def mlx_contestants(config: MusicGenConfig, options: Options) -> dict[str, Run]:
+    """The runs in MLX of one size: ours, its linear layers, and mlx-examples where its folder is given."""
     import mlx.core as mx
 
     print(f"MLX's BLAS: {blas.loaded or 'reference'}; device: {mx.default_device()}")
@@ -78,6 +79,7 @@ def mlx_contestants(config: MusicGenConfig, options: Options) -> dict[str, Run]:
 
 
 def torch_contestants(config: MusicGenConfig, options: Options) -> dict[str, Run]:
+    """The runs in PyTorch of one size: ours, its linear layers, and transformers."""
     import torch
 
     torch.set_num_threads(options.threads)
@@ -91,6 +93,7 @@ def torch_contestants(config: MusicGenConfig, options: Options) -> dict[str, Run
 
 
 def report(title: str, contestants: dict[str, Run], pairs: tuple[tuple[str, str], ...], options: Options) -> None:
+    """Run the contestants in turn and print medians, and medians of the ratios of each round."""
     for run in contestants.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
@@ -108,6 +111,7 @@ def report(title: str, contestants: dict[str, Run], pairs: tuple[tuple[str, str]
 
 
 def states(config: MusicGenConfig) -> np.ndarray:
+    """Text encoder states of a made-up prompt (1, ROWS, text width)."""
     return np.random.default_rng(0).standard_normal((1, ROWS, config.text_width)).astype(np.float32)
 
 
@@ -119,6 +123,7 @@ def per_step(run: Callable[[Callable[[], None]], object], steps: int) -> float:
 
 
 def our_steps(config: MusicGenConfig, weights: dict[str, np.ndarray], options: Options) -> Run:
+    """`generate_codes` of our MLX model, guided."""
     import mlx.core as mx
 
     from backends.mlx_backend import parameters
@@ -206,6 +211,7 @@ def examples_steps(config: MusicGenConfig, weights: dict[str, np.ndarray], optio
 
 
 def torch_model_of(config: MusicGenConfig, weights: dict[str, np.ndarray]) -> Any:
+    """Our PyTorch model with these weights."""
     from backends.layouts import musicgen as layouts
     from backends.layouts.checkpoint import read
     from musicgen_mlx import torch_model
@@ -214,6 +220,7 @@ def torch_model_of(config: MusicGenConfig, weights: dict[str, np.ndarray]) -> An
 
 
 def torch_condition(model: Any) -> Any:
+    """What the PyTorch model attends to."""
     import torch
 
     with torch.inference_mode():
@@ -222,6 +229,7 @@ def torch_condition(model: Any) -> Any:
 
 
 def torch_steps(model: Any, options: Options) -> Run:
+    """The steps of our PyTorch generation, guided."""
     from musicgen_mlx import torch_generation
 
     said, laid = torch_condition(model), known_steps(model.shapes, 1, options.steps + 2)

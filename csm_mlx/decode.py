@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
+from backends.mlx_backend.device import on_gpu
 from backends.mlx_backend.fusing import arrays, is_current, join
 from backends.mlx_backend.lora import adapters
 from csm_mlx.config import LlamaConfig
@@ -46,7 +47,7 @@ def frame_path(model: CSM) -> FramePath:
         return ModulePath(model)
     kept = model._companions.get("fused")
     if kept is None or not is_current(model, kept.source):
-        kernels = mx.default_device() == mx.Device(mx.gpu) or model.dtype != mx.float32
+        kernels = on_gpu() or model.dtype != mx.float32
         kept = model._companions["fused"] = FusedPath(model, kernels=kernels)
     return kept
 

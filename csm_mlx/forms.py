@@ -2,7 +2,7 @@
 
 On a GPU norms, positions and attention are MLX's fused kernels, and activations are rows (B T, D). On the CPU, where
 those fall apart into 11, 29 and 13 primitives, `CPUForms` does the same with 7, 4 and 6, and activations are columns
-(D, B T): a step is bound by reading weights, and weights @ column reads them faster than row @ weights^T.
+(D, B T): a frame's one column is a vector either way, and of the rows of a batch BLAS reads the weights faster so.
 """
 
 from collections.abc import Sequence

@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from backends.errors import InputError
+from backends.mlx_backend.device import on_gpu
 from backends.mlx_backend.sampling import Sampler, step_key
 from backends.seeds import mix
 from csm_mlx import tokens
@@ -152,7 +153,7 @@ class FrameRun:
         self.taken = 0
         self.count = 0
         if compile is None:
-            compile = mx.default_device() == mx.Device(mx.gpu)
+            compile = on_gpu()
         self.path = frame_path(model)
         self.compiled = compiled_step(model, self.path, sampler) if compile and not processors else None
 

@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from backends.mlx_backend.device import on_gpu
 from backends.mlx_backend.sampling import Sampler, step_key
 from musicgen_mlx import condition as conditions
 from musicgen_mlx.attention import FixedCache, KeysValues, Recorder
@@ -40,7 +41,7 @@ class Decoder:
         self.caches: list[KeysValues] = []
         self.taken = self.count = 0
         if compile is None:
-            compile = mx.default_device() == mx.Device(mx.gpu)
+            compile = on_gpu()
         self.path = None if compile else fused_path(model, len(seeds) * (1 + self.guided))
         self.step: Step = self._compiled() if compile else self._step if self.path is None else self._fused_step
 

@@ -12,7 +12,6 @@ import mlx.core as mx
 from backends import blas
 
 NORM_EPS = 1e-5
-FEW = 2  # rows
 Norm = tuple[mx.array, mx.array]
 
 
@@ -90,4 +89,4 @@ Form = type[Columns] | type[Rows]
 
 def form_for(rows: int) -> Form:
     """The faster one for so many rows with the BLAS that MLX has here."""
-    return Columns if blas.loaded == "openblas" or rows > FEW else Rows
+    return Columns if blas.loaded == "openblas" or rows > blas.FEW_ROWS else Rows

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-FEW = 2  # rows
+from backends.blas import FEW_ROWS
+
 KeysValues = torch.Tensor  # of one layer: keys, then values, (2, rows, heads, slots, d)
 Norm = tuple[torch.Tensor, torch.Tensor]
 
@@ -25,7 +26,7 @@ def fused_path(model: Any) -> "FusedPath | None":
     if not all(type(part) is nn.Linear for part in [*inner, *model.decoder.lm_heads]):
         return None
     kept = model.__dict__.get("_fused")
-    if kept is None or kept.places != _places(model):
+    if kept is None or kept.addresses != _addresses(model):
         kept = model.__dict__["_fused"] = FusedPath(model)
     return kept
 
@@ -41,7 +42,7 @@ class FusedPath:
         self.layers = [_fused_layer(layer) for layer in decoder.model.decoder.layers]
         self.norm = _norm(decoder.model.decoder.layer_norm)
         self.out = _join(list(decoder.lm_heads))
-        self.places = _places(model)
+        self.addresses = _addresses(model)
 
     def step(
         self, x: torch.Tensor, caches: Sequence[KeysValues], taken: int,
@@ -72,15 +73,17 @@ def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
     For more than a few rows MKL is nearly twice as fast at that transpose times columns.
     """
-    if len(x) <= FEW or x.device.type != "cpu":
+    if _as_rows(x):
         return torch.mm(x, weight)
     return torch.mm(weight.t(), x.t().contiguous()).t().contiguous()
 
 
 def _plus_product(residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    if len(x) <= FEW or x.device.type != "cpu":
-        return torch.addmm(residual, x, weight)
-    return residual + _product(x, weight)
+    return torch.addmm(residual, x, weight) if _as_rows(x) else residual + _product(x, weight)
+
+
+def _as_rows(x: torch.Tensor) -> bool:
+    return len(x) <= FEW_ROWS or x.device.type != "cpu"
 
 
 def _fused_layer(layer: Any) -> dict[str, Any]:
@@ -116,6 +119,6 @@ def _normed(x: torch.Tensor, norm: Norm) -> torch.Tensor:
     return F.layer_norm(x, x.shape[-1:], *norm)
 
 
-def _places(model: Any) -> list[tuple[int, torch.dtype]]:
+def _addresses(model: Any) -> list[tuple[int, torch.dtype]]:
     """Where the parameters lie."""
     return [(parameter.data_ptr(), parameter.dtype) for parameter in model.parameters()]

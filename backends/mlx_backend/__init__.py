@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 
 from backends.base import Arrays, Batch, Leaf, LoRASpec, Memory, Metrics, OptimSpec, Precision, Terms, World
 from backends.errors import InputError
 from backends.mlx_backend import files, lora, memory, parameters, step
+from backends.mlx_backend.device import on_gpu
 from backends.mlx_backend.world import world
 
 
@@ -31,7 +31,7 @@ class MLXBackend:
 
     @property
     def has_gpu(self) -> bool:
-        return mx.default_device() == mx.Device(mx.gpu)
+        return on_gpu()
 
     def linears(self, model: Any) -> dict[str, Leaf]:
         return lora.linears(model)

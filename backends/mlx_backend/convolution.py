@@ -11,6 +11,8 @@ from typing import cast
 
 import mlx.core as mx
 
+from backends.mlx_backend.device import on_gpu
+
 _FEW = 16  # channels; with fewer, taps are gathered beside each other so that one product sees them all
 
 
@@ -27,7 +29,7 @@ def conv1d(
     out, k, _ = weight.shape
     if groups == 1 and stride == k == 1:
         return _product(x, weight[:, 0].T, bias)
-    if _on_gpu() or stride > 1 and (dilation > 1 or k % stride) or groups not in (1, x.shape[2]):
+    if on_gpu() or stride > 1 and (dilation > 1 or k % stride) or groups not in (1, x.shape[2]):
         y = mx.conv1d(x, weight, stride=stride, dilation=dilation, groups=groups)
         return y if bias is None else y + bias
     if groups > 1:
@@ -68,7 +70,7 @@ def upsample1d(x: mx.array, weight: mx.array, bias: mx.array, *, stride: int) ->
     _, k, out = weight.shape
     assert k == 2 * stride, (k, stride)
     crop, length = -(-stride // 2), (frames - 2) * stride
-    if _on_gpu():
+    if on_gpu():
         kernel, padding = weight.transpose(2, 1, 0), stride + crop
         return mx.conv_transpose1d(x, kernel, stride=stride, padding=padding, output_padding=stride % 2) + bias
     # Samples t stride .. (t + 1) stride come from frame t by the kernel's first half and frame t - 1 by its second.
@@ -156,7 +158,3 @@ def _depthwise(dilation: int) -> Callable[[mx.array, mx.array], mx.array]:
         return to_x, mx.stack([(cotangent * place).sum(axis=(0, 1)) for place in places])
 
     return cast(Callable[[mx.array, mx.array], mx.array], function)
-
-
-def _on_gpu() -> bool:
-    return mx.default_device() == mx.Device(mx.gpu)

@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from backends.mlx_backend.convolution import conv1d
+from backends.mlx_backend.device import on_gpu
 from backends.mlx_backend.stft import spectra
 from backends.training.adversary import FEATURES, OWN, SCORE, DiscriminatorSpec
 
@@ -106,7 +107,7 @@ class Conv2d(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         norm = mx.sqrt(self.weight_v.square().sum(axis=(1, 2, 3), keepdims=True))
         weight = self.weight_v * (self.weight_g / norm)
-        if mx.default_device() == mx.Device(mx.gpu):
+        if on_gpu():
             return mx.conv2d(x, weight, self.stride, self.padding) + self.bias
         return (_along_height if weight.shape[2] == 1 else _along_width)(self, x, weight)
 

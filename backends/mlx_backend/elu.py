@@ -9,7 +9,7 @@ from typing import cast
 
 import mlx.core as mx
 
-from backends.mlx_backend.snake import fused
+from backends.mlx_backend.device import fused, on_gpu
 
 
 def elu(x: mx.array) -> mx.array:
@@ -19,7 +19,7 @@ def elu(x: mx.array) -> mx.array:
 
 def exp(x: mx.array) -> mx.array:
     """e^x; on the CPU float32's e in place of e, which is a relative error of 3e-8 |x|."""
-    on_cpu = x.dtype == mx.float32 and mx.default_device() != mx.Device(mx.gpu)
+    on_cpu = x.dtype == mx.float32 and not on_gpu()
     return mx.power(math.e, x) if on_cpu else mx.exp(x)
 
 

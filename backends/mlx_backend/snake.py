@@ -5,12 +5,13 @@ polynomial: everything is products and sums, which run in vector registers. Grad
 keeps x alone instead of every step in between.
 """
 
-from collections.abc import Callable
 from functools import cache
-from typing import Any, cast
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
+
+from backends.mlx_backend.device import fused, on_gpu
 
 EPSILON = 1e-9  # upstream's guard of 1 / alpha
 _PI = float(np.pi)
@@ -19,7 +20,7 @@ _ROUND = 1.5 * 2**23  # adding it to a float32 and taking it off again leaves th
 
 def snake(x: mx.array, alpha: mx.array) -> mx.array:
     """x (B, T, C), alpha (C,) -> x + sin(alpha x)^2 / (alpha + 1e-9)."""
-    if x.dtype != mx.float32 or mx.default_device() == mx.Device(mx.gpu):
+    if x.dtype != mx.float32 or on_gpu():
         return cast(mx.array, _by_sine(x, alpha))
     return cast(mx.array, _by_polynomial(x, alpha))
 
@@ -101,9 +102,3 @@ def _coefficients(name: str) -> list[float]:
     fitted = np.polynomial.Chebyshev.fit(z, values, terms - 1, domain=[0, 0.25])
     lead, *rest = fitted.convert(kind=np.polynomial.Polynomial).coef[::-1]
     return [float(lead), *(float(value / lead) for value in rest)]
-
-
-@cache
-def fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    """One kernel on a GPU; on the CPU compiling would call g++."""
-    return mx.compile(function) if mx.default_device() == mx.Device(mx.gpu) else function

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from backends.mlx_backend.device import on_gpu
+
 # Elements of a piece. On two cores with 1 MB of cache each, 64 k to 256 k were equally fast, whole arrays 2.5 times
 # slower: a large array's pages are new to the process at every operation.
 PIECE = 1 << 17
@@ -19,7 +21,7 @@ def over_time(layer: Layer, x: mx.array, halo: int, *, multiple: int = 1, whole:
     """
     B, T, C = x.shape
     step = max(multiple, PIECE // (B * C) // multiple * multiple)
-    if whole or mx.default_device() == mx.Device(mx.gpu):
+    if whole or on_gpu():
         step = T
     parts = [layer(_piece(x, start, min(start + step, T), halo), start, min(start + step, T))
              for start in range(0, T, step)]  # fmt: skip

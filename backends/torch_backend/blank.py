@@ -9,7 +9,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 Module = TypeVar("Module", bound=nn.Module)
-_DRAWS = (torch.Tensor.uniform_, torch.Tensor.normal_)
+_DRAWS = {torch.Tensor.uniform_, torch.Tensor.normal_} | {
+    getattr(nn.init, f"{scheme}{law}_") for scheme in ("", "kaiming_", "xavier_") for law in ("uniform", "normal")
+}
 
 
 def loaded(make: Callable[[], Module], tensors: Mapping[str, np.ndarray]) -> Module:
@@ -30,7 +32,10 @@ class _Undrawn(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        return args[0] if func in _DRAWS else func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func in _DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _native(value: np.ndarray) -> torch.Tensor:

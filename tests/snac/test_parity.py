@@ -340,7 +340,7 @@ def test_the_forms_for_gpus_compute_the_same(name, monkeypatch):
     audio = oracle.sound(config, 4 * config.unit_samples)
     codes = ours.encode(audio)
     expected = latents(ours, audio[None]), ours.decode(codes)
-    monkeypatch.setattr(convolution, "_on_gpu", lambda: True)
+    monkeypatch.setattr(convolution, "on_gpu", lambda: True)
     found = latents(ours, audio[None]), ours.decode(codes)
     for value, other in zip(found, expected, strict=True):
         assert np.abs(value - other).max() <= NEAR

@@ -20,6 +20,7 @@ from backends.mlx_backend.seanet import (
     SEANetEncoder,
     through,
 )
+from backends.mlx_backend.tiling import by_item
 from musicgen_mlx.config import EncodecConfig
 from musicgen_mlx.growing import Growing
 
@@ -66,10 +67,10 @@ class Encodec(nn.Module):
             return through([*front, *back], x)
         hop, T = self.config.frame_samples, -(-x.shape[1] // self.config.frame_samples)
 
-        def piece(start: int, stop: int) -> mx.array:
-            return through(front, x[:, start * hop : stop * hop])
+        def latents(x: mx.array) -> mx.array:
+            return self._in_pieces(lambda a, b: through(front, x[:, a * hop : b * hop]), T, self.config.encoder_halo)
 
-        return through(back, self._in_pieces(piece, T, self.config.encoder_halo))
+        return through(back, by_item(latents, x))
 
     def synthesise(self, latents: mx.array) -> mx.array:
         """Latents (B, T, D) -> audio."""
@@ -78,7 +79,11 @@ class Encodec(nn.Module):
         if self.training:
             return self._audio(through(back, x))
         halo, hop = self.config.decoder_halo, self.config.frame_samples
-        return self._audio(self._in_pieces(lambda a, b: through(back, x[:, a:b]), x.shape[1], halo, rate=hop))
+
+        def audio(x: mx.array) -> mx.array:
+            return self._in_pieces(lambda a, b: through(back, x[:, a:b]), x.shape[1], halo, rate=hop)
+
+        return self._audio(by_item(audio, x))
 
     def quantize(
         self,

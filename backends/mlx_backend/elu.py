@@ -34,7 +34,7 @@ def _elu_vjp(primal, cotangent, _output):  # noqa: ANN001, ANN202 (MLX's calling
 
 
 def _value(x: mx.array) -> mx.array:
-    return mx.maximum(x, 0) + (exp(mx.minimum(x, 0)) - 1)
+    return mx.maximum(x, exp(mx.minimum(x, 0)) - 1)  # e^x - 1 is never under x, and 0 where x is not under 0
 
 
 def _pulled(x: mx.array, cotangent: mx.array) -> mx.array:

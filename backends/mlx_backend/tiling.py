@@ -1,4 +1,4 @@
-"""Running a layer over time in pieces that stay in the processor's cache. Arrays are (B, T, C)."""
+"""Running layers in pieces, of time or of a batch, that stay in the processor's cache. Arrays are (B, T, C)."""
 
 from collections.abc import Callable
 
@@ -26,6 +26,13 @@ def over_time(layer: Layer, x: mx.array, halo: int, *, multiple: int = 1, whole:
     parts = [layer(_piece(x, start, min(start + step, T), halo), start, min(start + step, T))
              for start in range(0, T, step)]  # fmt: skip
     return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)
+
+
+def by_item(function: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+    """`function` over a batch x (B, ...), on the CPU one item at a time, whose arrays fit the cache better."""
+    if len(x) == 1 or on_gpu():
+        return function(x)
+    return mx.concatenate([function(x[item : item + 1]) for item in range(len(x))])
 
 
 def _piece(x: mx.array, start: int, stop: int, halo: int) -> mx.array:

@@ -8,14 +8,11 @@ a script that loads the same weights in its own layout and calls `generate`.
 """
 
 import json
-import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +27,7 @@ from backends.layouts.checkpoint import Checkpoint
 from backends.layouts.files import blank
 from backends.layouts.rules import Lazy
 from backends.seeds import rng
+from benchmarks.one_process import Cost, cost
 from musicgen_mlx import codec_task, studio
 from musicgen_mlx.config import MusicGenConfig, of_scale
 from musicgen_mlx.tiny import TOKENIZER
@@ -65,12 +63,12 @@ def main(options: Options) -> None:
     try:
         counts = {size: write(folder / size, of_scale(size, condition)) for size, condition in SIZES.items()}  # type: ignore[arg-type]
         print_parameters(counts)
-        seconds = {size: cold_starts(options, folder / size, size) for size in SIZES}
+        costs = {size: cold_starts(options, folder / size, size) for size in SIZES}
     finally:
         shutil.rmtree(folder)
-    print_seconds(options, seconds)
+    print_costs(options, costs)
     if options.picture is not None:
-        draw(options, counts, seconds)
+        draw(options, counts, costs)
 
 
 def write(folder: Path, config: MusicGenConfig) -> dict[str, int]:
@@ -104,22 +102,16 @@ def _small(shape: tuple[int, ...]) -> np.ndarray:
     return 0.02 * rng(len(shape)).standard_normal(shape, np.float32)
 
 
-def cold_starts(options: Options, folder: Path, size: str) -> dict[str, list[tuple[float, float]]]:
-    """Seconds from process start to WAV files, and of CPU time, of each contestant in each round."""
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in CONTESTANTS}
+def cold_starts(options: Options, folder: Path, size: str) -> dict[str, list[Cost]]:
+    """From process start to WAV files, of each contestant in each round."""
+    found: dict[str, list[Cost]] = {name: [] for name in CONTESTANTS}
     common = ["--samples", str(options.samples), "--duration", str(options.duration)]
     for _ in range(options.rounds):
         for name in CONTESTANTS:
             ours = ["musicgen_mlx.generate", "--model", str(folder), "--backend", name, "--guidance", "1",
                     "--output", str(folder / f"{name}.wav"), *common]  # fmt: skip
             theirs = ["benchmarks.musicgen_sizes", "--only", size, "--weights", str(folder / "theirs"), *common]
-            before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-            started = time.perf_counter()
-            subprocess.run(
-                [sys.executable, "-m", *(theirs if name == "transformers" else ours)], check=True, capture_output=True
-            )
-            cpu = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
-            found[name].append((time.perf_counter() - started, cpu))
+            found[name].append(cost(sys.executable, "-m", *(theirs if name == "transformers" else ours)))
     return found
 
 
@@ -160,21 +152,22 @@ def print_parameters(counts: dict[str, dict[str, int]]) -> None:
     )
 
 
-def print_seconds(options: Options, seconds: dict[str, dict[str, list[tuple[float, float]]]]) -> None:
+def print_costs(options: Options, costs: dict[str, dict[str, list[Cost]]]) -> None:
     print(
         f"MLX's BLAS: {blas.preload() or 'reference'}; from process start to {options.samples} WAV files of "
         f"{options.duration:g} s, medians of {options.rounds} rounds"
     )
-    for size, found in seconds.items():
+    for size, found in costs.items():
         for name, runs in found.items():
-            wall, cpu = (statistics.median(run[place] for run in runs) for place in (0, 1))
-            ratio = statistics.median(a[0] / b[0] for a, b in zip(found["transformers"], runs, strict=True))
-            print(f"  {size:<5} {name:<12} {wall:7.2f} s ({cpu:.1f} s of CPU time), {ratio:.2f} x transformers' speed")
+            wall, cpu, peak = (statistics.median(one) for one in zip(*map(astuple, runs), strict=True))
+            ratio = statistics.median(a.wall_s / b.wall_s for a, b in zip(found["transformers"], runs, strict=True))
+            print(
+                f"  {size:<5} {name:<12} {wall:7.2f} s ({cpu:.1f} s of CPU time), peak {peak / 1e9:.2f} GB, "
+                f"{ratio:.2f} x transformers' speed"
+            )
 
 
-def draw(
-    options: Options, counts: dict[str, dict[str, int]], seconds: dict[str, dict[str, list[tuple[float, float]]]]
-) -> None:
+def draw(options: Options, counts: dict[str, dict[str, int]], costs: dict[str, dict[str, list[Cost]]]) -> None:
     """Bars of both comparisons."""
     from matplotlib.figure import Figure
 
@@ -187,7 +180,7 @@ def draw(
         below = {size: below[size] + height for size, height in zip(SIZES, heights, strict=True)}
     left.set_ylabel("million parameters")
     for place, name in enumerate(CONTESTANTS):
-        heights = [statistics.median(run[0] for run in seconds[size][name]) for size in SIZES]
+        heights = [statistics.median(run.wall_s for run in costs[size][name]) for size in SIZES]
         right.bar([index + 0.27 * (place - 1) for index in range(len(SIZES))], heights, 0.25, label=name)
     right.set_xticks(range(len(SIZES)), list(SIZES))
     right.set_ylabel(f"s from cold start to {options.samples} x {options.duration:g} s")

@@ -5,10 +5,10 @@ transformers' `generate`. Each framework has a process of its own, so that each 
     python -m benchmarks.musicgen_steps --mlx-examples DIR   # a checkout's folder `musicgen`, to time its LM too
 
 Random weights, one prompt of 12 rows with guidance 3.0 (so two rows a step), exact top-k 250, float32. Every round
-times the contestants in turn; medians over the rounds and of the paired ratios are printed.
+times the contestants in turn; medians over the rounds and of the paired ratios are printed. Peak memory is that of a
+process with one contestant, with what it imports and the weights as they were drawn.
 """
 
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from backends import blas, cli
+from benchmarks.one_process import cost
 from musicgen_mlx import initial
 from musicgen_mlx.config import MusicGenConfig, of_scale
 from musicgen_mlx.known import known_steps
@@ -33,6 +34,7 @@ PAIRS = {
 }
 
 Run = Callable[[], float]  # seconds per step
+Make = Callable[[], Run]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,8 @@ class Options:
     """PyTorch's threads."""
     only: str | None = None
     """mlx or torch, in this process."""
+    contestant: str | None = None
+    """Run this one only, once, in this process; used by the benchmark itself."""
     mlx_examples: Path | None = None
     """The folder `musicgen` of a checkout of mlx-examples."""
 
@@ -59,55 +63,75 @@ def main(options: Options) -> None:
         for framework in PAIRS:
             subprocess.run([sys.executable, "-m", __spec__.name, *sys.argv[1:], "--only", framework], check=True)
         return
+    if options.contestant is None:
+        print(blas_of(options))
     for size in options.sizes:
         width, layers = (int(number) for number in size.split("/"))
         config = replace(of_scale("small"), width=width, layers=layers, heads=width // 64, mlp_width=4 * width, name="")
         contestants = {"mlx": mlx_contestants, "torch": torch_contestants}[options.only](config, options)
-        report(f"{options.only}, {width}/{layers}", contestants, PAIRS[options.only], options)
+        if options.contestant is not None:
+            contestants[options.contestant]()()
+        else:
+            report(options.only, size, contestants, options)
 
 
-def mlx_contestants(config: MusicGenConfig, options: Options) -> dict[str, Run]:
+def blas_of(options: Options) -> str:
+    """What the products run on."""
+    return {
+        "mlx": f"MLX's BLAS: {blas.preload() or 'reference'}",
+        "torch": f"PyTorch's threads: {options.threads}",
+    }[options.only or ""]
+
+
+def mlx_contestants(config: MusicGenConfig, options: Options) -> dict[str, Make]:
     """The runs in MLX of one size: ours, its linear layers, and mlx-examples where its folder is given."""
-    import mlx.core as mx
-
-    print(f"MLX's BLAS: {blas.loaded or 'reference'}; device: {mx.default_device()}")
-    weights = initial.tensors(config, 0)
-    found = {"ours": our_steps(config, weights, options), "linear layers": linear_layers(config, weights, options)}
-    if options.mlx_examples is not None:
-        found["mlx-examples"] = examples_steps(config, weights, options, options.mlx_examples)
+    weights, folder = initial.tensors(config, 0), options.mlx_examples
+    found: dict[str, Make] = {
+        "ours": lambda: our_steps(config, weights, options),
+        "linear layers": lambda: linear_layers(config, weights, options),
+    }
+    if folder is not None:
+        found["mlx-examples"] = lambda: examples_steps(config, weights, options, folder)
     return found
 
 
-def torch_contestants(config: MusicGenConfig, options: Options) -> dict[str, Run]:
+def torch_contestants(config: MusicGenConfig, options: Options) -> dict[str, Make]:
     """The runs in PyTorch of one size: ours, its linear layers, and transformers."""
     import torch
 
     torch.set_num_threads(options.threads)
-    print(f"PyTorch's threads: {options.threads}")
     model = torch_model_of(config, initial.tensors(config, 0))
     return {
-        "ours": torch_steps(model, options),
-        "transformers": their_steps(model, options),
-        "linear layers": torch_linear_layers(model, options),
+        "ours": lambda: torch_steps(model, options),
+        "transformers": lambda: their_steps(model, options),
+        "linear layers": lambda: torch_linear_layers(model, options),
     }
 
 
-def report(title: str, contestants: dict[str, Run], pairs: tuple[tuple[str, str], ...], options: Options) -> None:
+def report(framework: str, size: str, contestants: dict[str, Make], options: Options) -> None:
     """Run the contestants in turn and print medians, and medians of the ratios of each round."""
-    for run in contestants.values():
+    runs = {name: make() for name, make in contestants.items()}
+    for run in runs.values():
         run()
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(options.rounds):
-        for name, run in contestants.items():
+        for name, run in runs.items():
             seconds[name].append(run())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(f"{title}: medians of {options.rounds} rounds of {options.steps} steps (all contestants: {peak:.1f} GB)")
+    print(f"{framework}, {size}: medians of {options.rounds} rounds of {options.steps} steps")
     for name, values in seconds.items():
-        print(f"  {name:<14} {1e3 * statistics.median(values):8.1f} ms per step")
-    for one, other in pairs:
+        milliseconds, peak = 1e3 * statistics.median(values), peak_bytes(framework, size, name, options) / 1e9
+        print(f"  {name:<14} {milliseconds:8.1f} ms per step, peak {peak:.2f} GB")
+    for one, other in PAIRS[framework]:
         if one in seconds and other in seconds:
             ratio = statistics.median(a / b for a, b in zip(seconds[one], seconds[other], strict=True))
             print(f"  {one} takes {ratio:.2f} x the time of {other}")
+
+
+def peak_bytes(framework: str, size: str, contestant: str, options: Options) -> int:
+    """Resident memory of a process that makes and runs one contestant."""
+    flags = ["--only", framework, "--sizes", size, "--contestant", contestant, "--steps", str(options.steps)]
+    flags += [] if options.mlx_examples is None else ["--mlx-examples", str(options.mlx_examples)]
+    return cost(sys.executable, "-m", __spec__.name, *flags).peak_bytes
 
 
 def states(config: MusicGenConfig) -> np.ndarray:

@@ -14,10 +14,11 @@ import numpy as np
 
 from backends import cli, get
 from backends.adapters.matching import match
-from backends.base import Arrays, Backend, Hooks, LoRASpec, Sample, TrainStep
+from backends.base import Arrays, Backend, Hooks, LoRASpec, Sample, TrainStep, World
 from backends.data import segments
 from backends.data.codes import CodeCache, default_cache
 from backends.errors import InputError
+from backends.training import launch
 from backends.training.loop import Result, train
 from musicgen_mlx import dataset
 from musicgen_mlx.config import MusicGenConfig, of_scale
@@ -29,25 +30,34 @@ GROUPS = {"attn": ("_attn.",), "mlp": ("linear1", "linear2"), "heads": ("linears
 
 
 def main(options: MusicGenOptions) -> None:
+    """Start the ranks of --ddp, or train in this process."""
+    launch.start("musicgen_mlx.train", options, train_model)
+
+
+def train_model(options: MusicGenOptions) -> Result:
     """Train as the options say, or continue the run in their output_dir."""
     backend = get(options.backend, options.device)
+    chief = backend.world.rank == 0
     train_on, held_out = recordings(options)
     studio = load(options, backend)
     config = studio.config
     prompt = _sample_prompt(options, config, train_on)
-    train_clips, held_clips = clips(studio, train_on, held_out)
+    train_clips, held_clips = clips(studio, backend.world, train_on, held_out)
     task = MusicGenTask(
         config, backend.name, train_clips, _plan(options, config), backend.world, held_clips,
         rows_of=None if config.condition == "none" else _rows(studio),
         sampler=_Music(studio, prompt, options.sample_duration, options.seed), exporter=_exporter(options, studio),
     )  # fmt: skip
-    print(_describe(options, backend, studio, task))
+    if chief:
+        print(_describe(options, backend, studio, task))
     settings = {name: value for name, value in asdict(options).items() if name not in MAY_DIFFER}
     result = train(
         backend, studio.model, _with_precision(task, options, backend, studio.model), options,
         title=f"MusicGen on {options.data.name}", identity=_identity(backend, studio, task), settings=settings,
     )  # fmt: skip
-    print(_closing(options, result))
+    if chief:
+        print(_closing(options, result))
+    return result
 
 
 def recordings(options: MusicGenOptions) -> tuple[list[Path], list[Path]]:
@@ -97,13 +107,17 @@ def fresh_config(options: MusicGenOptions) -> MusicGenConfig:
     )
 
 
-def clips(studio: Studio, *sides: list[Path]) -> list[list[dataset.Clip]]:
-    """Training and validation clips, encoded now if they never were."""
+def clips(studio: Studio, world: World, *sides: list[Path]) -> list[list[dataset.Clip]]:
+    """Training and validation clips, encoded now if they never were: by each process a part of them."""
     texts = studio.config.condition != "none"
     if texts:
         dataset.any_description(sides[0])
     cache = CodeCache(studio.encode, studio.codec_identity(), default_cache())
-    return [dataset.clips(paths, cache, texts=texts) if paths else [] for paths in sides]
+    if world.size > 1:
+        dataset.clips([path for paths in sides for path in paths][world.rank :: world.size], cache, texts=texts)
+        world.barrier()
+    quiet = world.rank > 0
+    return [dataset.clips(paths, cache, texts=texts, quiet=quiet) if paths else [] for paths in sides]
 
 
 def _plan(options: MusicGenOptions, config: MusicGenConfig) -> Plan:
@@ -209,6 +223,7 @@ def _describe(options: MusicGenOptions, backend: Backend, studio: Studio, task: 
         f"{'described' if task.rows_of else 'unconditional'}: trains {count:,} parameters on {backend.name}\n"
         f"{len(task.train)} recordings of {seconds:.0f} s to train on, {len(task.held_out)} to validate on, "
         f"segments of at most {options.segment_duration:g} s"
+        f"{f', {backend.world.size} processes' if backend.world.size > 1 else ''}"
     )
 
 

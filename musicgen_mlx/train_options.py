@@ -7,6 +7,7 @@ from typing import Literal
 
 from backends.base import OptimSpec
 from backends.errors import InputError
+from backends.training import launch
 from backends.training.options import TrainOptions
 
 BETAS = (0.9, 0.95)  # audiocraft's
@@ -45,8 +46,12 @@ class MusicGenOptions(TrainOptions):
     """The framework; auto: MLX where it has a GPU, else PyTorch where that has CUDA, else MLX."""
     device: str | None = None
     """PyTorch device: 0 or cuda:0, cpu."""
+    ddp: bool = False
+    """Train on several devices: starts a process for each, or joins those a launcher started."""
+    nproc: int = 0
+    """Processes of --ddp; 0: one per device."""
     batch_size: int = 3
-    """Segments per batch."""
+    """Segments per batch; an update takes a batch of each process."""
     learning_rate: float = 1e-4
     """Peak learning rate."""
     weight_decay: float = 0.01
@@ -95,6 +100,7 @@ class MusicGenOptions(TrainOptions):
 
     def _exclude(self) -> None:
         """Options that do not go together are an error, not a choice of ours."""
+        launch.check_device(self)
         if self.val_data is not None and self.val_split:
             raise InputError("--val-data and --val-split exclude each other: give one of them")
         if self.patience and self.val_data is None and not self.val_split:
@@ -130,4 +136,4 @@ def _check_range(options: MusicGenOptions, name: str, low: float, high: float, *
 
 # What may be changed between a run and its continuation, besides `backends.training.options.MAY_CHANGE`. Of the
 # backend in use the checkpoint knows, and of the recordings their codes are compared.
-MAY_DIFFER = frozenset(["data", "val_data", "backend", "device", "sample_duration", "sample_prompt"])
+MAY_DIFFER = frozenset(["data", "val_data", "backend", "device", "ddp", "nproc", "sample_duration", "sample_prompt"])

@@ -7,6 +7,7 @@ from typing import Literal
 
 from backends.base import Backend, Precision
 from backends.errors import InputError
+from backends.training import launch
 from backends.training.adversary import AdversaryPlan
 from backends.training.codec_loss import CodecLoss
 from backends.training.curriculum import Stage, check_lengths
@@ -78,8 +79,7 @@ class CodecRunOptions:
         self.expect_0_or_more(*terms, "micro_batch_seconds", "samples")
         if not self.n_ffts or min(self.n_ffts) < 16:
             raise InputError(f"--n-ffts {self.n_ffts}: expected sizes of at least 16")
-        if self.ddp and self.device not in (None, "cpu"):
-            raise InputError(f"--device {self.device}: with --ddp each process takes a device of its own: leave it out")
+        launch.check_device(self)
         AdversaryPlan(learning_rate=self.adversarial_learning_rate)
 
     def expect_more_than_0(self, *names: str) -> None:

@@ -51,6 +51,12 @@ def start(module: str, options: Options, train: Callable[[Options], object]) -> 
         train(options)
 
 
+def check_device(options: Ranked) -> None:
+    """Raise InputError where --ddp's processes are to share one device."""
+    if options.ddp and options.device not in (None, "cpu"):
+        raise InputError(f"--device {options.device}: with --ddp each process takes a device of its own: leave it out")
+
+
 def is_rank() -> bool:
     """Whether this process was started as one of several."""
     return any(name in os.environ for name in JOINED)

@@ -1,0 +1,54 @@
+"""python -m musicgen_mlx.train --ddp: two processes take the steps that one takes with twice the accumulation."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import music_training as training
+import numpy as np
+import pytest
+
+from backends import cli
+from backends.layouts import musicgen
+from backends.layouts.checkpoint import find, open_checkpoint
+from backends.training import log
+from musicgen_mlx import train
+from musicgen_mlx.train_options import MusicGenOptions
+
+ROOT = Path(__file__).parents[2]
+PLAIN = ("--scale", "xsmall", "--dim", 32, "--heads", 2, "--layers", 1, "--batch-size", 1)
+
+
+@pytest.mark.parametrize("backend", ["mlx", "torch"])
+def test_two_processes_equal_one_that_accumulates(backend, tmp_path):
+    loops = training.loops(tmp_path / "loops", 7, described=False)  # 5 to train on: one process gets none in the end
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+        "AUDIOSMITH_CACHE": str(tmp_path / "cache"),
+    }  # fmt: skip
+    flags = training.flags(loops, tmp_path / "two", backend, *PLAIN, "--ddp", "--nproc", 2)
+    done = subprocess.run(
+        [sys.executable, "-m", "musicgen_mlx.train", *flags], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("2 processes") == done.stdout.count("weights: ") == 1  # one process speaks
+    one = training.run(loops, tmp_path / "one", backend, *PLAIN, "--gradient-accumulation", 2)
+    rows = [log.read(folder / "metrics.csv") for folder in (tmp_path / "two", one)]
+    found = [[(row["step"], row.get("loss", row.get("val_loss"))) for row in each] for each in rows]
+    assert len(found[0]) == len(found[1]) > 4
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+    two, one = (weights(folder / "last_model") for folder in (tmp_path / "two", one))
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_processes_do_not_share_a_device(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.run(train.main, MusicGenOptions, ["--data", str(tmp_path), "--ddp", "--device", "cuda:0"])
+    assert stop.value.code == 2
+    assert "--device cuda:0" in capsys.readouterr().err
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    return dict(open_checkpoint(find(folder, musicgen.FAMILY, "--model"), musicgen.FAMILY).ours)

@@ -15,3 +15,8 @@ for backend in mlx torch; do
     --train-data "$work/dataset/fifth/train" --val-data "$work/dataset/fifth/val" --output-dir "$work/whole_$backend"
 done
 python -m snac_port.stats --checkpoint "$work/four/best_model.pt" --input "$work/dataset/fifth/val" --output "$work/stats.json"
+# What can be heard of it: the new speaker before and after, through each codec.
+for codec in four fifth_mlx fifth_torch whole_mlx whole_torch; do
+  echo "$codec: $(python -m snac_port.inference --checkpoint "$work/$codec/best_model.pt" \
+    --input "$work/dataset/fifth/val" --output "$work/heard/$codec" | tail -n 1)"
+done

@@ -6,8 +6,11 @@
 The importable function is `snac_port.files.reconstruct_file`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from backends import cli
 from snac_port import files
@@ -26,27 +29,40 @@ class InferenceOptions(DecoderOptions):
 
 
 def main(options: InferenceOptions) -> None:
-    """Reconstruct every file, one line each."""
+    """Reconstruct every file, one line each, and the mean of several."""
     work = files.pairs(options.input, options.output, files.AUDIO_SUFFIXES, ".wav")
-    codec = options.codec()
+    codec, qualities = options.codec(), []
 
     def reconstruct(source: Path, target: Path) -> None:
         noise, seed, chunk_s = options.noise_source(), options.seed, options.chunk_s
         report = files.reconstruct_file(codec, source, target, noise=noise, seed=seed, chunk_s=chunk_s)
+        qualities.append(_quality(report))
         print(_line(report, codec), flush=True)
 
-    files.each(work, reconstruct)
+    def mean() -> None:
+        if len(qualities) > 1:
+            print(f"mean of {len(qualities)} files: {_said(np.mean(qualities, axis=0))}")
+
+    files.each(work, reconstruct, mean)
 
 
 def _line(report: files.Report, codec: Codec) -> str:
-    found = report.comparison
-    assert found is not None
     heard = f" ({report.changes})" if report.changes else ""
     return (
-        f"{report.source}{heard} -> {report.target}: {report.duration_s:.2f} s, SI-SDR {found.si_sdr_db:.2f} dB, "
-        f"mel distance {found.mel_distance:.3f}, STFT distance {found.stft_distance:.3f}, "
+        f"{report.source}{heard} -> {report.target}: {report.duration_s:.2f} s, {_said(_quality(report))}, "
         f"{codec.config.bits_per_second / 1000:.2f} kbit/s, real-time factor {report.real_time_factor:.3f}"
     )
+
+
+def _quality(report: files.Report) -> tuple[float, float, float]:
+    found = report.comparison
+    assert found is not None
+    return found.si_sdr_db, found.mel_distance, found.stft_distance
+
+
+def _said(quality: Sequence[float]) -> str:
+    si_sdr_db, mel, stft = quality
+    return f"SI-SDR {si_sdr_db:.2f} dB, mel distance {mel:.3f}, STFT distance {stft:.3f}"
 
 
 if __name__ == "__main__":

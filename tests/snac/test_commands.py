@@ -92,7 +92,11 @@ def test_a_tree_is_reconstructed(tmp_path, recordings, backend, capsys):
     run("inference", "--input", recordings, "--output", tmp_path, "--no-noise", "--chunk_s", 0.3, backend=backend)
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")) == ["a.wav", "deep/b.wav"]
     assert soundfile.info(str(tmp_path / "deep" / "b.wav")).frames == 8000
-    assert len(capsys.readouterr().out.splitlines()) == 2
+    *lines, mean = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    found = [[float(value) for value in re.findall(r"(?:SI-SDR|distance) (-?[\d.]+)", line)] for line in [*lines, mean]]
+    assert mean.startswith("mean of 2 files: ")
+    np.testing.assert_allclose(np.mean(found[:2], axis=0), found[2], atol=0.006)
 
 
 def test_codes_in_files_there_and_back(tmp_path, recordings, backend, capsys):

@@ -23,7 +23,7 @@ from backends.errors import InputError
 from backends.mlx_backend.memory import memory, reset_peak_memory
 from backends.mlx_backend.sampling import Sampler
 from csm_mlx.generation import generate
-from csm_mlx.load import from_pretrained, load_file
+from csm_mlx.load import from_pretrained
 from csm_mlx.model import CSM
 from csm_mlx.tokens import Segment
 
@@ -129,18 +129,13 @@ def main(options: GenerateOptions) -> None:
 
 
 def _model(options: GenerateOptions) -> CSM:
-    if options.pretrained_path is not None and options.model == "1b":
-        from csm_mlx.config import csm_1b
-
-        model = CSM(csm_1b())
-        load_file(model, options.pretrained_path)
-    else:
-        model = from_pretrained(options.model)
-        if options.pretrained_path is not None:
-            load_file(model, options.pretrained_path)
-    model.bring(codec=options.codec, tokenizer=options.tokenizer)
-    if options.dtype is not None:
-        model.set_dtype(getattr(mx, options.dtype))
+    model = from_pretrained(
+        options.model,
+        weights=options.pretrained_path,
+        codec=options.codec,
+        tokenizer=options.tokenizer,
+        dtype=options.dtype,
+    )
     if options.lora is not None:
         from csm_mlx.finetune.lora import load_adapter, merge_lora_weights
 

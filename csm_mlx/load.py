@@ -13,7 +13,7 @@ from backends.layouts.checkpoint import Checkpoint, find, find_companions, open_
 from backends.layouts.files import open_tensors
 from backends.mlx_backend import parameters
 from csm_mlx import companions, tiny
-from csm_mlx.config import of_settings
+from csm_mlx.config import csm_1b, of_settings
 from csm_mlx.model import CSM
 
 DEFAULT = "senstella/csm-1b-mlx"
@@ -22,25 +22,22 @@ DEFAULT = "senstella/csm-1b-mlx"
 def from_pretrained(
     source: str | Path = "1b",
     *,
+    weights: str | Path | None = None,
     codec: str | Path | None = None,
     tokenizer: str | Path | None = None,
     dtype: str | None = None,
 ) -> CSM:
     """A CSM from a directory, weights file or Hub id, with the codec and tokenizer that lie beside the weights.
 
-    `source` may also be "1b" (fetches csm-mlx's copy) or "tiny" (made on the spot, random). `codec` and `tokenizer`
+    `source` may also be "1b" (fetches csm-mlx's copy) or "tiny" (made on the spot, random). `weights`, a file in any of
+    CSM's layouts, goes over the source's own; beside it "1b" is a shape and nothing is fetched. `codec` and `tokenizer`
     override; `dtype` ("float32", "bfloat16", "float16") converts the weights, which otherwise keep the file's.
     Raises InputError that names the file and tensor that does not fit.
     """
-    if str(source) == "tiny":
-        model = tiny.model()
-    else:
-        where = DEFAULT if str(source) == "1b" else source
-        model = _from_weights(find(where, layouts.FAMILY, "--model", ("1b", "tiny")))
-    if codec is not None:
-        model._companions["codec"] = companions.load_codec(codec)
-    if tokenizer is not None:
-        model._companions["tokenizer"] = companions.load_tokenizer(tokenizer)
+    model = CSM(csm_1b()) if weights is not None and str(source) == "1b" else _of_source(source)
+    if weights is not None:
+        load_file(model, Path(weights))
+    model.bring(codec=codec, tokenizer=tokenizer)
     if dtype is not None:
         model.set_dtype(getattr(mx, dtype))
     return model
@@ -68,6 +65,13 @@ def save_pretrained(model: CSM, folder: Path) -> None:
 def _save(path: Path, model: nn.Module) -> None:
     tensors = parameters.parameters(model)
     write_atomically(path, lambda staging: mx.save_safetensors(str(staging), tensors, {"format": "mlx"}))
+
+
+def _of_source(source: str | Path) -> CSM:
+    if str(source) == "tiny":
+        return tiny.model()
+    where = DEFAULT if str(source) == "1b" else source
+    return _from_weights(find(where, layouts.FAMILY, "--model", ("1b", "tiny")))
 
 
 def _from_weights(path: Path) -> CSM:

@@ -19,7 +19,7 @@ from csm_mlx.finetune import dataset
 from csm_mlx.finetune.estimate import describe
 from csm_mlx.finetune.options import CSMOptions
 from csm_mlx.generation import generate
-from csm_mlx.load import from_pretrained, load_file
+from csm_mlx.load import from_pretrained
 from csm_mlx.model import CSM
 from csm_mlx.task import CSMTask, Example, Plan
 
@@ -29,18 +29,13 @@ Exporter = Callable[[CSM, Path, str], Path | None]
 def load_model(options: CSMOptions, *, trains_whole: bool) -> CSM:
     """The base model of the options, with what trains in float32: bfloat16 would round small updates away."""
     dtype = options.dtype or ("float32" if trains_whole else None)
-    if options.pretrained_path is not None and options.model == "1b":
-        from csm_mlx.config import csm_1b
-
-        model = CSM(csm_1b())
-        load_file(model, options.pretrained_path)
-    else:
-        model = from_pretrained(options.model)
-        if options.pretrained_path is not None:
-            load_file(model, options.pretrained_path)
-    model.bring(codec=options.codec, tokenizer=options.tokenizer)
-    if dtype is not None:
-        model.set_dtype(getattr(mx, dtype))
+    model = from_pretrained(
+        options.model,
+        weights=options.pretrained_path,
+        codec=options.codec,
+        tokenizer=options.tokenizer,
+        dtype=dtype,
+    )
     model.backbone.recompute = model.decoder.recompute = options.gradient_checkpointing
     return model
 

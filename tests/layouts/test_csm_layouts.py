@@ -82,6 +82,18 @@ def test_bfloat16_stays_bfloat16(tmp_path, upstream, theirs, source):
         assert mx.array_equal(value, exact[name].astype(mx.bfloat16)), name
 
 
+@pytest.mark.parametrize("source", ["tiny", "1b"])
+def test_a_weights_file_goes_over_the_source_s_own_and_beside_it_1b_is_not_fetched(tmp_path, monkeypatch, source):
+    monkeypatch.setattr("csm_mlx.load.csm_1b", csm_tiny)
+    model = CSM.from_pretrained("tiny")
+    model.projection.weight = model.projection.weight + 1
+    save_pretrained(model, tmp_path)
+    again = CSM.from_pretrained(source, weights=tmp_path / "model.safetensors")
+    assert_same(parameters(again), parameters(model))
+    half = CSM.from_pretrained(source, weights=tmp_path / "model.safetensors", dtype="bfloat16")
+    assert {value.dtype for _, value in tree_flatten(half.parameters())} == {mx.bfloat16}
+
+
 def test_a_model_saves_over_itself(tmp_path):
     save_pretrained(CSM.from_pretrained("tiny"), tmp_path)
     model = CSM.from_pretrained(tmp_path)

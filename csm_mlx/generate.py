@@ -151,8 +151,8 @@ def _context(options: GenerateOptions) -> list[Segment]:
 
 
 def _sampler(options: GenerateOptions) -> Any:
-    if not options.top_p and not options.min_p:
-        return Sampler(options.temperature, options.top_k)
+    if not options.min_p:
+        return Sampler(options.temperature, options.top_k, options.top_p)
     from mlx_lm.sample_utils import make_sampler  # heavy: it imports transformers
 
     return make_sampler(options.temperature, top_p=options.top_p, min_p=options.min_p, top_k=options.top_k)

@@ -14,6 +14,8 @@ from backends.mlx_backend.sampling import Sampler
 from csm_mlx import CSM, Segment, generate, stream_generate
 from csm_mlx.decode import FusedPath, ModulePath, frame_path
 from csm_mlx.finetune.lora import apply_lora_to_model
+from csm_mlx.generate import GenerateOptions
+from csm_mlx.generate import _sampler as chosen_sampler
 from csm_mlx.generation import FrameRun, prompt_rows
 
 
@@ -104,6 +106,19 @@ def test_sampling_follows_the_softmax():
     drawn = np.bincount(np.array(sampler(mx.broadcast_to(logits, noise.shape), noise)), minlength=3) / 20000
     expected = np.array([0.25, 0.09, 0.04]) / 0.38
     np.testing.assert_allclose(drawn, expected, atol=0.015)
+
+
+def test_the_command_s_top_p_is_keyed_by_seed_and_greedy_where_it_is_small(model):
+    """Whatever MLX's global generator is at."""
+
+    def codes(top_p: float, seed: int) -> np.ndarray:
+        mx.random.normal((3,))
+        return frames(model, 6, chosen_sampler(GenerateOptions(text="a", top_p=top_p)), seed)
+
+    np.testing.assert_array_equal(codes(0.9, 1), codes(0.9, 1))
+    assert (codes(0.9, 1) != codes(0.9, 2)).any()
+    assert (codes(0.9, 1) != frames(model, 6)).any()
+    np.testing.assert_array_equal(codes(1e-6, 1), frames(model, 6))
 
 
 def test_mlx_lm_samplers_and_processors_are_accepted(model):

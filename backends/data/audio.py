@@ -39,9 +39,7 @@ def _signal(path: Path | str) -> tuple[np.ndarray, int]:
     try:
         signal, file_rate_hz = audiofile.read(str(path), always_2d=True, dtype="float32")
     except (RuntimeError, OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: not readable as audio ({_first_line(error)}); expected WAV, FLAC, OGG or MP3"
-        ) from error
+        raise unreadable(path, error) from error
     return signal, int(file_rate_hz)
 
 
@@ -70,9 +68,7 @@ def duration_s(path: Path | str) -> float:
     try:
         return float(audiofile.duration(str(path)))
     except (RuntimeError, OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: not readable as audio ({_first_line(error)}); expected WAV, FLAC, OGG or MP3"
-        ) from error
+        raise unreadable(path, error) from error
 
 
 def write(path: Path | str, samples: np.ndarray, rate_hz: int) -> Path:
@@ -85,9 +81,15 @@ def write(path: Path | str, samples: np.ndarray, rate_hz: int) -> Path:
         return write_atomically(path, lambda staging: audiofile.write(str(staging), limited, rate_hz))
     except RuntimeError as error:
         raise InputError(
-            f"{path}: cannot be written ({_first_line(error)}): check the folder and its free space"
+            f"{path}: cannot be written ({first_line(error)}): check the folder and its free space"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def unreadable(path: Path, error: Exception) -> InputError:
+    """What is said where a library cannot read `path`."""
+    return InputError(f"{path}: not readable as audio ({first_line(error)}); expected WAV, FLAC, OGG or MP3")
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

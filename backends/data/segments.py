@@ -16,7 +16,6 @@ from backends.data import audio
 from backends.errors import InputError
 from backends.seeds import rng
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 QUIET = 10 ** (-50 / 20)  # a crop whose RMS is below this is drawn again
 TRIES = 4
 NAMED = 5  # bad files, by one error
@@ -114,9 +113,9 @@ def find(folder: Path, option: str) -> list[Path]:
     """The recordings in a folder and those below it, in order. Raises InputError where there are none."""
     if not folder.is_dir():
         raise InputError(f"{option} {folder}: no such folder")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in audio.FORMATS and path.is_file())
     if not found:
-        raise InputError(f"{option} {folder}: holds no recordings ({', '.join(SUFFIXES)})")
+        raise InputError(f"{option} {folder}: holds no recordings ({', '.join(audio.FORMATS)})")
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from backends.atomic import write_atomically
-from backends.data.audio import FORMATS
+from backends.data.audio import FORMATS, first_line, unreadable
 from backends.errors import InputError
 
 BLOCK_S = 1.0
@@ -69,7 +69,7 @@ class AudioFile:
                 while (block := file.read(samples, dtype="float32", always_2d=True)).size:
                     yield block
         except (RuntimeError, OSError) as error:
-            raise _unreadable(self.path, error) from error
+            raise unreadable(self.path, error) from error
 
 
 def open_audio(path: Path | str) -> AudioFile:
@@ -82,7 +82,7 @@ def open_audio(path: Path | str) -> AudioFile:
     try:
         info = soundfile.info(str(path))
     except (RuntimeError, OSError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     if info.frames == 0:
         raise InputError(f"{path}: holds no audio samples")
     return AudioFile(path, int(info.samplerate), int(info.channels), int(info.frames))
@@ -118,7 +118,7 @@ def _save(staging: Path, path: Path, blocks: Iterable[np.ndarray], rate_hz: int)
             for block in blocks:
                 file.write(np.clip(block, -1.0, 1.0))
     except soundfile.LibsndfileError as error:
-        raise InputError(f"{path}: cannot be written ({_first_line(error)})") from error
+        raise InputError(f"{path}: cannot be written ({first_line(error)})") from error
 
 
 def _resampler(from_hz: int, to_hz: int) -> Any:
@@ -134,11 +134,3 @@ def _with_last(blocks: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]
         following = next(blocks, None)
         yield waiting, following is None
         waiting = following
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path}: not readable as audio ({_first_line(error)}); expected WAV, FLAC, OGG or MP3")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from backends.mlx_backend import lora
 from backends.mlx_backend.device import on_gpu
 from backends.mlx_backend.sampling import Sampler, step_key
 from musicgen_mlx import condition as conditions
@@ -130,12 +131,13 @@ class Decoder:
 
     def _compiled(self) -> Step:
         """The compiled step, kept on the model so that later generations of the same kind reuse it."""
-        key = (self.sampler, self.guided, self.guidance)
+        key = (self.sampler, self.guided, self.guidance, lora.specs(self.model))
         kept = self.model._companions.setdefault("steps", {})
         if key not in kept:
             # What is kept must not hold this run's caches.
             twin = Decoder.__new__(Decoder)
-            twin.model, twin.sampler, twin.guided, twin.guidance, twin.path = self.model, *key, None
+            twin.model, twin.path = self.model, None
+            twin.sampler, twin.guided, twin.guidance, _ = key
 
             def step(weights: Any, *arguments: Any) -> tuple[mx.array, list[KeysValues]]:
                 own = twin.model.parameters()

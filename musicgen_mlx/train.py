@@ -45,7 +45,7 @@ def train_model(options: MusicGenOptions) -> Result:
     train_clips, held_clips = clips(studio, backend.world, train_on, held_out)
     task = MusicGenTask(
         config, backend.name, train_clips, _plan(options, config), backend.world, held_clips,
-        rows_of=None if config.condition == "none" else _rows(studio),
+        rows_of=None if config.condition == "none" else _rows(studio, [*train_clips, *held_clips]),
         sampler=_Music(studio, prompt, options.sample_duration, options.seed), exporter=_exporter(options, studio),
     )  # fmt: skip
     if chief:
@@ -131,16 +131,10 @@ def _plan(options: MusicGenOptions, config: MusicGenConfig) -> Plan:
     )
 
 
-def _rows(studio: Studio) -> Callable[[str], np.ndarray]:
-    """Descriptions are encoded once."""
-    known: dict[str, np.ndarray] = {}
-
-    def rows(text: str) -> np.ndarray:
-        if text not in known:
-            known[text] = studio.text_rows(text)
-        return known[text]
-
-    return rows
+def _rows(studio: Studio, clips: list[dataset.Clip]) -> Callable[[str], np.ndarray]:
+    """What the text encoder makes of every description, now: batches are made in a thread beside the training's."""
+    known = {text: studio.text_rows(text) for text in sorted({clip.text for clip in clips} - {""})}
+    return known.__getitem__
 
 
 def _with_precision(task: MusicGenTask, options: MusicGenOptions, backend: Backend, model: Any) -> MusicGenTask:

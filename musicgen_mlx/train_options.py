@@ -100,7 +100,7 @@ class MusicGenOptions(TrainOptions):
 
     def _exclude(self) -> None:
         """Options that do not go together are an error, not a choice of ours."""
-        launch.check_device(self)
+        launch.check(self)
         if self.val_data is not None and self.val_split:
             raise InputError("--val-data and --val-split exclude each other: give one of them")
         if self.patience and self.val_data is None and not self.val_split:

@@ -14,9 +14,8 @@ from tqdm import tqdm
 
 from backends import cli, get
 from backends.base import Backend, Hooks
-from backends.data import segments
+from backends.data import audio, segments
 from backends.data.codes import CodeCache, default_cache
-from backends.errors import InputError
 from backends.training import codec, launch
 from backends.training.baselines import Baselines
 from backends.training.codec_training import CodecTraining
@@ -76,10 +75,11 @@ def _task(options: FinetuneOptions, backend: Backend, model: Any) -> tuple[SNACF
     )
     made = stages(options.curriculum, options.num_epochs, options.batch_size, options.segment_length)
     options.check_lengths(made, config.sampling_rate)
-    training, held_out = (
-        segments.source(paths, config.sampling_rate, config.unit_samples) for paths in (train_files, val_files)
-    )
     cache = _cache(backend, model, [*train_files, *val_files]) if options.decoder_only else None
+    units = None if cache is None else (lambda path: cache(path).shape[1])
+    training, held_out = (
+        segments.source(paths, config.sampling_rate, config.unit_samples, units) for paths in (train_files, val_files)
+    )
     family = SNACFamily(config, loss.spec(options, config), backend.name, cache)
     plan = codec.CodecPlan(
         stages=made,
@@ -99,17 +99,12 @@ def _task(options: FinetuneOptions, backend: Backend, model: Any) -> tuple[SNACF
 
 def _cache(backend: Backend, model: Any, paths: Sequence[Path]) -> CodeCache:
     """The codes of all files, computed now if they are not there yet. Raises InputError that names the bad ones."""
+    segments.each(paths, audio.duration_s)  # what is no audio at all is told before hours of encoding
     frozen = {n: v for n, v in backend.parameters(model).items() if n.startswith(("encoder.", "quantizer."))}
     cache = CodeCache(lambda path: file_codes(model, path), backend.fingerprint(frozen), default_cache())
     mine = paths[backend.world.rank :: backend.world.size]
-    bad = []
-    for path in tqdm(mine, desc="encoding", unit="file", disable=backend.world.rank != 0):
-        try:
-            cache(path)
-        except InputError as error:
-            bad.append((path, error))
-    if bad:
-        raise segments.refused(bad)
+    shown = tqdm(mine, desc="encoding", unit="file", disable=backend.world.rank != 0)
+    segments.each(shown, lambda path: cache(path).shape[1])
     backend.world.barrier()
     return cache
 

@@ -21,6 +21,7 @@ from backends.data.segments import find
 from backends.errors import InputError
 
 CHECK_HZ = 24_000  # any rate would do: reading a file at all is what is checked
+TOLERANCE_S = 0.1  # of what a header says; decoders add or drop a frame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,9 @@ def main(options: PrepareOptions) -> None:
     problems = {path: _problem(path) for path in tqdm(paths, desc="checking", unit="file")}
     for line in _report([problem for problem in problems.values() if problem]):
         print(line)
+    for path in paths:
+        if not problems[path] and (said := _shorter(path)):
+            print(said)
     sides = _sides([path for path in paths if not problems[path]], options)
     for path, side in sides.items():
         relative = path.relative_to(options.input_dir)
@@ -93,6 +97,14 @@ def _problem(path: Path) -> str:
     except InputError as error:
         return str(error)
     return ""
+
+
+def _shorter(path: Path) -> str:
+    """What to say of a file that holds less than its header promises; it is kept, as long as it is."""
+    promised_s, length_s = audio.duration_s(path), audio.length_s(path)
+    if length_s >= promised_s - TOLERANCE_S:
+        return ""
+    return f"{path}: its header says {promised_s:.2f} s, {length_s:.2f} s can be decoded: was it cut? It is kept"
 
 
 def _place(path: Path, target: Path, mode: str) -> None:

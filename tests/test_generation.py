@@ -235,8 +235,11 @@ def test_one_look_per_frame(model, monkeypatch):
 @pytest.mark.compiles
 def test_compiled_frames_equal_eager_ones():
     code = """
+import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from backends.base import LoRASpec
+from backends.mlx_backend import lora
 from backends.mlx_backend.sampling import Sampler
 from csm_mlx import CSM
 from csm_mlx.generation import FrameRun, prompt_rows
@@ -251,6 +254,14 @@ assert (frames(False) == frames(True)).all()
 # Through the modules, as quantised or adapted models go.
 nn.quantize(model, 64, 8, class_predicate=lambda _, m: isinstance(m, nn.Linear) and m.weight.shape[-1] % 64 == 0)
 assert (frames(False) == frames(True)).all()
+# With one adapter after another of the same shapes.
+model = CSM.from_pretrained("tiny")
+for alpha in (2, 64):
+    lora.adapt(model, ["backbone.layers.0.self_attn.q_proj"], LoRASpec(4, alpha), 0)
+    adapted = model.backbone.layers[0].self_attn.q_proj
+    adapted.lora_B = mx.random.normal(adapted.lora_B.shape, key=mx.random.key(1))
+    assert (frames(False) == frames(True)).all(), alpha
+    model.backbone.layers[0].self_attn.q_proj = adapted.base
 """
     subprocess.run([sys.executable, "-c", code], check=True, env=_compiling())
 

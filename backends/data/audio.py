@@ -4,12 +4,14 @@ from pathlib import Path
 
 import audiofile
 import numpy as np
+import soundfile
 import soxr
 
 from backends.atomic import write_atomically
 from backends.errors import InputError
 
 FORMATS = (".wav", ".flac", ".ogg", ".mp3")
+COUNTED = ("WAV", "WAVEX", "FLAC")  # formats whose header says how many samples there are
 SILENT = 1e-3  # peaks below this (-60 dB of full scale) are no recording of anything
 
 
@@ -60,8 +62,21 @@ def prepare(signal: np.ndarray, rate_hz: int, to_hz: int, source: str = "audio")
     return mono
 
 
+def length_s(path: Path | str) -> float:
+    """Length in seconds of what `read` gives. Raises InputError where the file cannot be read.
+
+    An MP3's header only estimates: one that was cut, or of variable rate without a table, may hold much less. So all
+    but WAV and FLAC are decoded.
+    """
+    header_s = duration_s(path)
+    if soundfile.info(str(Path(path).expanduser())).format in COUNTED:
+        return header_s
+    signal, rate_hz = _signal(path)
+    return signal.shape[1] / rate_hz
+
+
 def duration_s(path: Path | str) -> float:
-    """Length of an audio file in seconds. Raises InputError where it cannot be read."""
+    """Length of an audio file in seconds, by its header. Raises InputError where it cannot be read."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise InputError(f"{path}: no such audio file")

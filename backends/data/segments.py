@@ -6,9 +6,10 @@ is padding but the ends of files.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from backends.seeds import rng
 QUIET = 10 ** (-50 / 20)  # a crop whose RMS is below this is drawn again
 TRIES = 4
 NAMED = 5  # bad files, by one error
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -119,25 +122,38 @@ def find(folder: Path, option: str) -> list[Path]:
     return found
 
 
-def source(paths: Sequence[Path], rate_hz: int, unit_samples: int) -> Source:
-    """Look at every file's length; those that cannot be read are an InputError that names them."""
-    recordings, bad = [], []
-    for path in paths:
-        try:
-            units = -(-round(audio.duration_s(path) * rate_hz) // unit_samples)
-        except InputError as error:
-            bad.append((path, error))
-            continue
-        if units:
-            recordings.append(Recording(path, units))
-    if bad:
-        raise refused(bad)
+def source(
+    paths: Sequence[Path], rate_hz: int, unit_samples: int, units: Callable[[Path], int] | None = None
+) -> Source:
+    """Look at every file's length; those that cannot be read are an InputError that names them.
+
+    Where codes are there already, `units` says how many a file has; otherwise it is what can be decoded of it.
+    """
+
+    def decoded(path: Path) -> int:
+        return -(-round(audio.length_s(path) * rate_hz) // unit_samples)
+
+    counts = each(paths, units or decoded)
+    recordings = [Recording(path, count) for path, count in zip(paths, counts, strict=True) if count]
     if not recordings:
         raise InputError(f"{paths[0].parent}: the recordings hold no audio")
     return Source(recordings, rate_hz, unit_samples)
 
 
-def refused(bad: Sequence[tuple[Path, InputError]]) -> InputError:
+def each(paths: Iterable[Path], look: Callable[[Path], T]) -> list[T]:
+    """What `look` finds in each file. Those that it refuses are one InputError that names them."""
+    found, bad = [], []
+    for path in paths:
+        try:
+            found.append(look(path))
+        except InputError as error:
+            bad.append((path, error))
+    if bad:
+        raise _refused(bad)
+    return found
+
+
+def _refused(bad: Sequence[tuple[Path, InputError]]) -> InputError:
     """One error for these files: the first one's, and the names of some others."""
     (_, first), others = bad[0], bad[1:]
     if not others:

@@ -183,6 +183,7 @@ def _replace(path: Path, fill: Callable[[Path], None]) -> None:
         fill(staging)
         sync(staging)
         if path.exists():
+            shutil.rmtree(old, ignore_errors=True)  # of a conversion that was cut
             os.replace(path, old)
         os.replace(staging, path)
         sync(path.parent)

@@ -27,14 +27,10 @@ class TorchBackend:
         """The backend on `device` ("cuda:0", "0", "cpu"); by default this rank's CUDA device, else the CPU."""
         if device is None:
             device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-        try:
-            chosen = torch.device(f"cuda:{device}" if device.isdigit() else device)
-        except RuntimeError as error:
-            raise InputError(f"--device {device}: expected cpu, cuda, cuda:N or N") from error
-        if chosen.type == "cuda" and not torch.cuda.is_available():
-            raise InputError(f"--device {device}: PyTorch sees no CUDA device here; use --device cpu")
+        chosen = _device(device)
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
+            torch.backends.cudnn.deterministic = True  # a run that goes on must end as one that was not cut
         return cls(chosen)
 
     @property
@@ -107,3 +103,18 @@ class TorchBackend:
 
     def reset_peak_memory(self) -> None:
         memory.reset_peak_memory(self.device)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        chosen = torch.device(f"cuda:{name}" if name.isdigit() else name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: expected cpu, cuda, cuda:N or N") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: expected cpu, cuda, cuda:N or N; for Apple's GPUs there is --backend mlx")
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {name}: PyTorch sees no CUDA device here; use --device cpu")
+    count = torch.cuda.device_count()
+    if chosen.type == "cuda" and (chosen.index or 0) >= count:
+        raise InputError(f"--device {name}: PyTorch sees {count} CUDA device(s) here, counted from 0")
+    return chosen

@@ -5,7 +5,6 @@ autocast.
 """
 
 import torch
-import torch.nn.functional as F
 
 from backends.base import Window
 from backends.data.mel import mel_filters
@@ -99,4 +98,5 @@ def _reflected(x: torch.Tensor, left: int, right: int) -> torch.Tensor:
             f"a segment of {samples} samples is too short for its spectrum: give segments of more than "
             f"{max(left, right)} samples, or smaller n_ffts"
         )
-    return F.pad(x[:, None], (left, right), mode="reflect")[:, 0]
+    # Not F.pad, whose gradient CUDA adds up in any order.
+    return torch.cat([x[:, 1 : left + 1].flip(1), x, x[:, samples - 1 - right : samples - 1].flip(1)], dim=1)

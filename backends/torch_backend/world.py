@@ -22,6 +22,7 @@ class TorchWorld:
     def sum(self, values: Sequence[float]) -> list[float]:
         if self.size == 1:
             return list(values)
+        # A group that the caller made may have nccl alone.
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         total = torch.tensor(list(values), dtype=torch.float64, device=device)
         dist.all_reduce(total)
@@ -37,7 +38,7 @@ def world() -> TorchWorld:
     if not dist.is_available():
         return TorchWorld(0, 1)
     if not dist.is_initialized() and _launched():
-        dist.init_process_group()
+        dist.init_process_group(_transports())
         atexit.register(_leave)
     return TorchWorld(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else TorchWorld(0, 1)
 
@@ -56,6 +57,11 @@ def sum_arrays(arrays: Arrays) -> Arrays:
 def _launched() -> bool:
     """Whether torchrun, or something like it, started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ)
+
+
+def _transports() -> str:
+    """By device: PyTorch's default serves its accelerator alone, and sums of losses are taken on the host."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "cpu:gloo"
 
 
 def _leave() -> None:

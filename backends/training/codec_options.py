@@ -79,7 +79,7 @@ class CodecRunOptions:
         self.expect_0_or_more(*terms, "micro_batch_seconds", "samples")
         if not self.n_ffts or min(self.n_ffts) < 16:
             raise InputError(f"--n-ffts {self.n_ffts}: expected sizes of at least 16")
-        launch.check_device(self)
+        launch.check(self)
         AdversaryPlan(learning_rate=self.adversarial_learning_rate)
 
     def expect_more_than_0(self, *names: str) -> None:

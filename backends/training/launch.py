@@ -51,8 +51,10 @@ def start(module: str, options: Options, train: Callable[[Options], object]) -> 
         train(options)
 
 
-def check_device(options: Ranked) -> None:
-    """Raise InputError where --ddp's processes are to share one device."""
+def check(options: Ranked) -> None:
+    """Raise InputError where --ddp's processes are to share one device, or are counted without --ddp."""
+    if options.nproc and not options.ddp:
+        raise InputError(f"--nproc {options.nproc}: only with --ddp, which starts so many processes")
     if options.ddp and options.device not in (None, "cpu"):
         raise InputError(f"--device {options.device}: with --ddp each process takes a device of its own: leave it out")
 

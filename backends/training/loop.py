@@ -56,7 +56,8 @@ def train(
     any moment the same call continues from the newest checkpoint that verifies and ends bit-identical on one backend.
     Raises InputError where the loss stops being finite or the options differ from the run being continued.
     """
-    config = {**json.loads(json.dumps(settings or asdict(options), default=str)), "identity": identity or {}}
+    same = {**(identity or {}), "number of processes": str(backend.world.size)}  # of which an update takes a batch each
+    config = {**json.loads(json.dumps(settings or asdict(options), default=str)), "identity": same}
     return _Run(backend, model, task, options, title, config).to_the_end()
 
 
@@ -199,7 +200,7 @@ class _Run:
         if self.chief:
             with self.step.averaged():
                 path = self.task.export(self.model, self.directory, label)
-            self.state = replace(self.state, exported=path.name if path else "")
+            self.state = replace(self.state, exported=path.relative_to(self.directory).as_posix() if path else "")
 
     def _sample(self) -> None:
         if self.chief:

@@ -15,6 +15,7 @@ from backends.base import Section
 from backends.data import audio
 from backends.training import log, samples
 
+BETWEEN = 8  # steps whose samples are shown besides the first's and the last's
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
 h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem;border-bottom:1px solid #ddd}
@@ -77,14 +78,23 @@ def _samples(run: Path) -> str:
     kept = samples.kept(run)
     if not kept:
         return ""
-    first, last = kept[0].step, kept[-1].step
-    shown = [entry for entry in kept if entry.step in (first, last)]
-    others = [entry for entry in kept if entry.step not in (first, last)]
+    steps = sorted({entry.step for entry in kept})
+    between = _spread(steps[1:-1], BETWEEN)
+    shown, others = (
+        [entry for entry in kept if entry.step in some] for some in ((steps[0], steps[-1]), between)
+    )  # fmt: skip
     body = f'<div class="pair">{"".join(_sample(run, entry, draw=True) for entry in shown)}</div>'
     if others:
         inner = "".join(_sample(run, entry, draw=False) for entry in others)
         body += f'<details><summary>Samples in between</summary><div class="pair">{inner}</div></details>'
+    if len(steps) > len(between) + 2:
+        body += f"<p>Those of {len(steps) - len(between) - 2} other steps are in <code>samples/</code>.</p>"
     return body
+
+
+def _spread(steps: list[int], count: int) -> list[int]:
+    """At most so many of the steps, evenly."""
+    return steps if len(steps) <= count else [steps[(2 * i + 1) * len(steps) // (2 * count)] for i in range(count)]
 
 
 def _sample(run: Path, entry: samples.Kept, *, draw: bool) -> str:
@@ -105,7 +115,8 @@ def _spectrogram(path: Path, rate_hz: int = 16000) -> str:
     drawing = figure(5, 2.2)
     axes = drawing.add_subplot()
     padded = np.pad(signal, (0, max(0, 1024 - signal.size)))
-    axes.specgram(padded + 1e-7, NFFT=512, Fs=rate_hz, noverlap=384, vmin=-140, vmax=-30, cmap="magma")
+    with np.errstate(divide="ignore"):  # silence is -inf dB
+        axes.specgram(padded, NFFT=512, Fs=rate_hz, noverlap=384, vmin=-140, vmax=-30, cmap="magma")
     axes.set_xlabel("seconds")
     axes.set_ylabel("Hz")
     return image(drawing, f"Spectrogram of {path.name}")

@@ -23,15 +23,15 @@ class Kept:
 
 def keep(run: Path, step: int, samples: Sequence[Sample]) -> None:
     """Write the samples of `step` and add them to the index, replacing an earlier attempt at the same step."""
-    if not samples:
-        return
-    entries = [entry for entry in kept(run) if entry.step < step]
+    before = kept(run)
+    entries = [entry for entry in before if entry.step < step]
     for sample in samples:
         file = f"step_{step:06d}_{sample.name}.wav"
         audio.write(run / "samples" / file, sample.audio, sample.rate_hz)
         entries.append(Kept(step, sample.name, sample.caption, file))
-    text = json.dumps([entry.__dict__ for entry in entries], indent=1)
-    write_text(run / "samples" / "index.json", text)
+    if entries != before:
+        text = json.dumps([entry.__dict__ for entry in entries], indent=1)
+        write_text(run / "samples" / "index.json", text)
 
 
 def kept(run: Path) -> list[Kept]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from backends.data import segments
+from backends.data import audio, segments
 from backends.data.segments import Piece, Recording, Source
 from backends.errors import InputError
 from backends.training.baselines import Baselines
@@ -129,6 +129,31 @@ def test_recordings_that_cannot_be_read_are_named(folder, count, named, rest):
     assert all(part in message for part in named), message
     assert rest not in message
     assert "\n" not in message
+
+
+@pytest.fixture
+def cut(tmp_path):
+    """An MP3 of ten seconds by its header, cut to 60 %."""
+    path = tmp_path / "cut.mp3"
+    soundfile.write(path, np.random.default_rng(0).standard_normal(80_000) * 0.1, 8000)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 6 // 10])
+    return path
+
+
+def test_a_file_is_as_long_as_what_can_be_decoded(cut):
+    held = audio.read(cut, 8000)
+    assert audio.duration_s(cut) == 10.0
+    assert held.size < 60_000
+    source = segments.source([cut], 8000, 100)
+    assert source.recordings[0].units == -(-held.size // 100)
+    crops = [source.read((Piece(0, None, 100),), 0, key)[0] for key in range(40)]
+    assert min(np.abs(crop[-100:]).max() for crop in crops) > 0.01  # none ends in padding
+
+
+def test_where_there_are_codes_they_say_how_long_files_are(folder):
+    source = segments.source([folder / "short.wav"], 8000, 100, units=lambda _path: 7)
+    assert source.recordings[0].units == 7
 
 
 def test_crops_are_seeded_and_avoid_silence(folder):

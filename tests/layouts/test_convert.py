@@ -172,6 +172,14 @@ def test_a_conversion_in_place_is_possible(tmp_path, ours, upstream):
     assert_same(load(tmp_path / "csm" / "model.safetensors"), ours[1])
 
 
+def test_what_a_cut_conversion_left_is_no_obstacle(tmp_path, upstream):
+    converted(upstream, tmp_path / "csm", "torchtune")
+    (tmp_path / ".csm.old").mkdir()
+    (tmp_path / ".csm.old" / "model.safetensors").write_text("half")
+    converted(upstream, tmp_path / "csm", "csm-mlx", "--overwrite")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["csm"]
+
+
 def test_a_full_disk_leaves_nothing(tmp_path, ours, upstream, capsys, monkeypatch):
     converted(upstream, tmp_path / "old", "csm-mlx")
     before = load(tmp_path / "old" / "model.safetensors")

@@ -43,11 +43,18 @@ def test_two_processes_equal_one_that_accumulates(backend, tmp_path):
         np.testing.assert_allclose(two[name], value, rtol=0, atol=1e-5, err_msg=name)
 
 
-def test_processes_do_not_share_a_device(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--ddp", "--device", "cuda:0"], "--device cuda:0: with --ddp"),
+        (["--nproc", "2"], "--nproc 2: only with --ddp"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_named(tmp_path, capsys, flags, message):
     with pytest.raises(SystemExit) as stop:
-        cli.run(train.main, MusicGenOptions, ["--data", str(tmp_path), "--ddp", "--device", "cuda:0"])
+        cli.run(train.main, MusicGenOptions, ["--data", str(tmp_path), *flags])
     assert stop.value.code == 2
-    assert "--device cuda:0" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def weights(folder: Path) -> dict[str, np.ndarray]:

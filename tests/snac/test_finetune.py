@@ -316,6 +316,22 @@ def test_all_bad_recordings_are_named(model, tmp_path, capsys):
     assert "3 files are bad" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("extra", [(), ("--no-freeze_encoder",)], ids=["codes", "audio"])
+def test_an_mp3_that_was_cut_trains_with_what_is_left(model, tmp_path, extra):
+    """Its header says 4 s, 2.3 s can be decoded: crops of most of that stay inside."""
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    soundfile.write(folder / "a.mp3", np.random.default_rng(0).standard_normal(32_000) * 0.1, 8000)
+    (folder / "a.mp3").write_bytes((folder / "a.mp3").read_bytes()[: (folder / "a.mp3").stat().st_size * 6 // 10])
+    for name in "bc":
+        shutil.copy(folder / "a.mp3", folder / f"{name}.mp3")
+    curriculum = '[{"epochs": [1, 3], "length": 1.5}]'
+    output = run(
+        model, tmp_path / "run", "mlx", "--train_data", folder, "--curriculum", curriculum, "--num_epochs", 3, *extra
+    )
+    assert len([row for row in log.read(output / "metrics.csv") if "loss" in row]) == 3
+
+
 def test_the_hub_s_absence_names_the_option_of_this_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(SystemExit):

@@ -3,7 +3,9 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from backends import cli
 from snac_port.prepare_dataset_folder import PrepareOptions, main, side_of
@@ -59,6 +61,20 @@ def test_bad_files_are_listed(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "left out 1" in printed
     assert "broken.wav: not readable as audio" in printed
+
+
+def test_a_file_shorter_than_its_header_says_is_named_and_kept(tmp_path, capsys):
+    source = tmp_path / "in"
+    shutil.copytree(RECORDINGS, source)
+    for name in ("whole.mp3", "cut.mp3"):
+        soundfile.write(source / name, np.random.default_rng(0).standard_normal(80_000) * 0.1, 8000)
+    content = (source / "cut.mp3").read_bytes()
+    (source / "cut.mp3").write_bytes(content[: len(content) * 6 // 10])
+    prepare(source, tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "cut.mp3: its header says 10.00 s, 5." in printed
+    assert "whole.mp3" not in printed
+    assert len(list((tmp_path / "out").rglob("cut.mp3"))) == 1
 
 
 def test_all_bad_files_are_listed(tmp_path, capsys):

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from child import without_pictures
 from toy import Side, ToyTask
 
@@ -25,6 +26,8 @@ def train(side, directory, epochs, accumulation):
 def main():
     side, directory = Side(sys.argv[1]), Path(sys.argv[2])
     without_pictures()
+    if side.name == "torch":  # as on a Mac or a CUDA machine, where a group by default serves the accelerator alone
+        torch._C._get_accelerator = lambda *_: torch.device("mps")
     train(side, directory, epochs=1, accumulation=1)
     model = train(side, directory, epochs=2, accumulation=1)
     world = side.backend.world

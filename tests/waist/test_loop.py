@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from toy import ToyTask, collate, examples
 
-from backends.base import LoRASpec
+from backends.base import LoRASpec, Sample
 from backends.errors import InputError
-from backends.training import loop
+from backends.training import loop, samples
 from backends.training.checkpoints import Checkpoints, damage, seal
 from backends.training.evaluation import validate
 from backends.training.log import read
@@ -336,6 +336,33 @@ def test_base_weights_stay_bit_identical(side, tmp_path):
     frozen = {name: value for name, value in side.host(model).items() if ".lora_" not in name}
     loop.train(side.backend, model, ToyTask(side), options(tmp_path), title="toy")
     assert same(frozen, {name: value for name, value in side.host(model).items() if ".lora_" not in name})
+
+
+def test_exports_may_have_a_folder_of_their_own(side, tmp_path):
+    result, _ = train(side, tmp_path, ToyTask(side, exports="last"), epochs=1)
+    assert result.exported == tmp_path / "last" / "net_epoch_1.safetensors"
+    again, _ = train(side, tmp_path, ToyTask(side, exports="last"), epochs=1)
+    assert again.exported == result.exported
+
+
+def test_starting_over_forgets_the_samples(side, tmp_path):
+    train(side, tmp_path, ToyTask(side, sound=True), epochs=1)
+    assert samples.kept(tmp_path)
+    train(side, tmp_path, ToyTask(side), epochs=1, resume=False)
+    assert samples.kept(tmp_path) == []
+
+
+def test_the_report_of_a_long_run_shows_some_samples(tmp_path):
+    sound = Sample("tone", "", np.zeros(160, np.float32), 16000)
+    for step in range(0, 400, 10):
+        samples.keep(tmp_path, step, [sound])
+    (tmp_path / "metrics.csv").write_text("step,epoch,loss\n")
+    (tmp_path / "config.json").write_text("{}")
+    page = write_report(tmp_path, "toy").read_text()
+    assert page.count("<audio") == 10
+    assert "Those of 30 other steps are in" in page
+    shown = [int(word.split(",")[0]) for word in page.split("<figcaption>Step ")[1:]]
+    assert shown == [0, 390, 30, 80, 120, 170, 220, 270, 310, 360]
 
 
 def test_report_and_samples(side, tmp_path, monkeypatch):

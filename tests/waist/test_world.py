@@ -11,6 +11,7 @@ import pytest
 import rank
 from toy import Side
 
+import backends
 from backends.errors import InputError
 from backends.training import loop
 from backends.training.log import read
@@ -60,6 +61,14 @@ def test_two_ranks_equal_one_process_with_twice_the_batches(side, tmp_path, monk
         numbers = {"loss", "val_loss", "grad_norm", "next", "size"} & other.keys()
         assert {name: row[name] for name in numbers} == pytest.approx({name: other[name] for name in numbers}, rel=1e-5)
     assert output.count("resuming from") == 1  # one rank speaks
+    with pytest.raises(InputError, match="the number of processes has changed"):
+        rank.train(side, tmp_path, epochs=3, accumulation=2)
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "cuda:99", "99", "gpu"])
+def test_devices_that_are_not_there_are_named(device):
+    with pytest.raises(InputError, match=f"--device {device}: "):
+        backends.get("torch", device)
 
 
 def test_one_process_alone(side):

@@ -123,6 +123,7 @@ class ToyTask:
     seed: int = 0
     poison_step: int | None = None  # its batch makes the loss NaN
     sound: bool = False
+    exports: str = ""  # a folder of the run's
 
     coefficients = COEFFICIENTS
     hooks = Hooks()
@@ -169,6 +170,7 @@ class ToyTask:
         return [Sample("tone", f"at step {step}", np.sin(np.arange(1600) / 9).astype(np.float32), 16000)]
 
     def export(self, model, directory, label):
-        path = Path(directory) / f"net_{label}.safetensors"
+        path = Path(directory) / self.exports / f"net_{label}.safetensors"
+        path.parent.mkdir(exist_ok=True)
         self.side.backend.write(path, self.side.backend.trainable(model), {})
         return path

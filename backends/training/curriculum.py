@@ -1,6 +1,7 @@
 """Curriculum: longer segments in smaller batches as the epochs go on."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -43,7 +44,7 @@ def stages(text: str, epochs: int, batch_size: int, length_s: float) -> list[Sta
             )
         expected = stage.last + 1
     if expected <= epochs:
-        raise InputError(f"--curriculum: ends with epoch {expected - 1}, but --num-epochs is {epochs}: add a stage")
+        raise InputError(f"--curriculum: ends with epoch {expected - 1}, but the run has {epochs} epochs: add a stage")
     return made
 
 
@@ -84,12 +85,15 @@ def _stage(row: dict, batch_size: int) -> Stage:
         if key not in KEYS:
             raise InputError(f"--curriculum: unknown key {key!r}; known: {', '.join(sorted(KEYS))}")
     try:
-        first, last = (int(epoch) for epoch in row["epochs"])
-        length_s, size = float(row["length"]), int(batch_size * float(row.get("batch_multiplier", 1.0)))
-    except (KeyError, TypeError, ValueError) as error:
+        first, last = row["epochs"]
+        length_s, items = float(row["length"]), batch_size * float(row.get("batch_multiplier", 1.0))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"--curriculum: {row} lacks epochs [first, last] or length ({error})") from error
-    if length_s <= 0 or size < 1:
+    if type(first) is not int or type(last) is not int:
+        raise InputError(f"--curriculum: epochs {row['epochs']}: expected two whole numbers, the first and the last")
+    if not (math.isfinite(length_s) and math.isfinite(items) and length_s > 0 and items >= 1):
         raise InputError(
-            f"--curriculum: {row} gives batches of {size} segments of {length_s} s; expected more than none"
+            f"--curriculum: {row} gives batches of {items:g} segments of {length_s:g} s; expected more than none, "
+            "and finite numbers"
         )
-    return Stage(first, last, length_s, size)
+    return Stage(first, last, length_s, int(items))

@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 
 import mlx.core as mx
-import mlx.nn as nn
 
-from backends.atomic import write_atomically, write_text
+from backends.atomic import write_text
 from backends.layouts import csm as layouts
 from backends.layouts.checkpoint import Checkpoint, find, find_companions, open_checkpoint, read
 from backends.layouts.files import open_tensors
 from backends.mlx_backend import parameters
+from backends.mlx_backend.saving import save
 from csm_mlx import companions, tiny
 from csm_mlx.config import csm_1b, of_settings
 from csm_mlx.model import CSM
@@ -55,16 +55,11 @@ def save_pretrained(model: CSM, folder: Path) -> None:
     """Write our layout: config.json, model.safetensors (csm-mlx names), and the codec and tokenizer in use."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.json", json.dumps(model.config.to_json(), indent=1))
-    _save(folder / "model.safetensors", model)
-    _save(folder / "codec.safetensors", companions.codec_of(model))
+    save(folder / "model.safetensors", model)
+    save(folder / "codec.safetensors", companions.codec_of(model))
     tokenizer = companions.tokenizer_of(model).path
     if tokenizer.resolve() != (folder / "tokenizer.json").resolve():
         shutil.copyfile(tokenizer, folder / "tokenizer.json")
-
-
-def _save(path: Path, model: nn.Module) -> None:
-    tensors = parameters.parameters(model)
-    write_atomically(path, lambda staging: mx.save_safetensors(str(staging), tensors, {"format": "mlx"}))
 
 
 def _of_source(source: str | Path) -> CSM:

@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 
 import mlx.core as mx
-import mlx.nn as nn
 
-from backends.atomic import write_atomically, write_text
+from backends.atomic import write_text
 from backends.layouts.checkpoint import Checkpoint
 from backends.mlx_backend import parameters
+from backends.mlx_backend.saving import save
 from musicgen_mlx import companions, sources
 from musicgen_mlx.config import of_settings
 from musicgen_mlx.model import MusicGen
@@ -55,16 +55,11 @@ def save_pretrained(model: MusicGen, folder: Path) -> None:
     """Write our layout: config.json, model.safetensors, and the codec, text encoder and tokenizer in use."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.json", json.dumps(model.config.to_json(), indent=1))
-    _save(folder / "model.safetensors", model)
-    _save(folder / "codec.safetensors", companions.codec_of(model))
+    save(folder / "model.safetensors", model)
+    save(folder / "codec.safetensors", companions.codec_of(model))
     if model.config.condition == "none":
         return
     encoder = companions.text_encoder_of(model)
-    _save(folder / "text_encoder.safetensors", encoder.model)
+    save(folder / "text_encoder.safetensors", encoder.model)
     if encoder.path.resolve() != (folder / "tokenizer.json").resolve():
         shutil.copyfile(encoder.path, folder / "tokenizer.json")
-
-
-def _save(path: Path, model: nn.Module) -> None:
-    tensors = parameters.parameters(model)
-    write_atomically(path, lambda staging: mx.save_safetensors(str(staging), tensors, {"format": "mlx"}))

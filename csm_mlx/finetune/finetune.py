@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 from backends import cli, get
-from backends.atomic import write_atomically
 from backends.layouts.files import CONFIG_KEY
+from backends.mlx_backend.saving import save
 from csm_mlx.finetune.options import FullOptions
 from csm_mlx.finetune.run import finetune, load_model
 from csm_mlx.load import load_file
@@ -26,8 +26,7 @@ def main(options: FullOptions) -> None:
 
     def export(live: CSM, directory: Path, label: str) -> Path:
         path = directory / f"ckpt_{label}.safetensors"
-        about = {"format": "mlx", CONFIG_KEY: json.dumps(live.config.to_json())}
-        return write_atomically(path, lambda staging: backend.write(staging, backend.parameters(live), about))
+        return save(path, live, {CONFIG_KEY: json.dumps(live.config.to_json())})
 
     finetune(options, model, export, title=f"CSM fine-tuning on {options.data_path.name}")
 

@@ -103,6 +103,12 @@ def test_a_model_saves_over_itself(tmp_path):
     assert_same(parameters(again), parameters(model))
 
 
+def test_weights_that_the_disk_refuses_are_one_line(tmp_path):
+    (tmp_path / ".model.tmp.safetensors").mkdir()  # where the file is made before it is put in place
+    with pytest.raises(InputError, match=r"model\.safetensors: cannot be written .*: check the folder"):
+        save_pretrained(CSM.from_pretrained("tiny"), tmp_path)
+
+
 def test_ckpt_pt_is_read_and_converted(tmp_path, upstream, own):
     named = published.torchtune_of(own, HEADS)
     as_bfloat16 = {name: torch.from_numpy(value).to(torch.bfloat16) for name, value in named.items()}

@@ -26,7 +26,9 @@ def test_updates_on_cuda_equal_updates_on_the_cpu():
 
 
 def test_memory_and_automatic_choice():
-    assert get("auto").name in {"torch", "mlx"}
+    chosen = get("auto")
+    assert chosen.name == ("mlx" if get("mlx").has_gpu else "torch")
+    assert chosen.has_gpu
     memory = get("torch", "cuda").memory()
     assert memory.limit is not None
     assert memory.limit > 1e9

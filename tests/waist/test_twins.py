@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
+import torch
 
 import backends
 from backends.base import Backend, TrainStep, World
@@ -91,6 +93,30 @@ def test_both_satisfy_the_protocols(side):
 def test_get(side):
     assert backends.get(side.name).name == side.name
     assert not backends.get("torch", "cpu").has_gpu
+
+
+@pytest.mark.parametrize(
+    ("gpu", "cuda", "missing", "expected"),
+    [
+        (True, True, None, "mlx"),
+        (True, False, None, "mlx"),
+        (False, True, None, "torch"),
+        (False, False, None, "mlx"),
+        (False, False, "mlx.core", "torch"),
+        (False, True, "mlx.core", "torch"),
+        (True, False, "torch", "mlx"),
+        (False, False, "torch", "mlx"),
+    ],
+)
+def test_auto_is_mlx_with_a_gpu_then_torch_with_cuda_then_mlx(monkeypatch, gpu, cuda, missing, expected):
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu if gpu else mx.cpu))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    for name in ("mlx", "torch"):  # this machine has no CUDA device to put the backend on
+        monkeypatch.setattr(backends, f"_{name}", lambda _device, name=name: name)
+    if missing:
+        monkeypatch.setitem(sys.modules, missing, None)  # importing it is an ImportError
+    assert backends.get("auto") == expected
+    assert backends.get() == expected
 
 
 def test_wrong_names_are_one_line_errors():

@@ -33,7 +33,7 @@ from backends.training.codec_loss import COMMITMENT, CodecLoss
 KMEANS_STREAM = 2  # the random stream of the crops that k-means sees; 0 and 1 are `backends.training.codec`'s
 VECTORS_PER_ENTRY = 16  # that k-means wants
 KMEANS_BATCH_S = 20.0  # seconds of audio encoded at once for it
-COUNTED = 64  # recordings whose codes are counted for the report
+COUNTED, COUNTED_S = 64, 20.0  # recordings whose codes are counted for the report, and how much of each
 
 
 @dataclass(frozen=True)
@@ -128,12 +128,18 @@ def buffers(family: RVQFamily, model: Any) -> Arrays:
 
 
 def code_counts(family: RVQFamily, model: Any, source: Source, entries: int) -> np.ndarray:
-    """How often each entry occurs in each level's codes (K, V) of the first recordings."""
-    native = _native(family.backend)
-    recordings = source.recordings[:COUNTED]
-    audio = [read(recording.path, source.rate_hz) for recording in recordings]
-    codes = [native.codes(model, samples, family.loss.frame_samples) for samples in audio]
-    return usage.count(list(np.concatenate(codes, axis=1)), entries)
+    """How often each entry occurs in each level's codes (K, V) of the beginnings of the first recordings."""
+    native, longest, counts = _native(family.backend), round(COUNTED_S * source.rate_hz), 0
+    training = model.training
+    model.eval()
+    try:
+        for recording in source.recordings[:COUNTED]:
+            samples = read(recording.path, source.rate_hz)[:longest]
+            codes = native.codes(model, samples, family.loss.frame_samples)
+            counts = counts + usage.count(list(codes), entries)
+    finally:
+        model.train(training)
+    return np.asarray(counts)
 
 
 def unquantised_first(family: Any, updates: int, backend: Backend, silent: Sequence[str] = (COMMITMENT,)) -> Any:

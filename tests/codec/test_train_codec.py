@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -9,11 +10,13 @@ import mlx.nn as nn
 import numpy as np
 import oracles
 import pytest
+import soundfile
 import torch
 from codec_runs import DATA, few, killed_at, refusal, short, swelling
 from gradients import assert_gradients_equal
 from toy import Side
 
+from backends.data import segments
 from backends.errors import InputError
 from backends.layouts import mimi as layouts
 from backends.layouts.checkpoint import find, open_checkpoint
@@ -24,7 +27,7 @@ from backends.mlx_backend import rvq_codec as mlx_side
 from backends.mlx_backend.step import native as mlx_native
 from backends.torch_backend import rvq_codec as torch_side
 from backends.torch_backend.step import native as torch_native
-from backends.training import codec_weights
+from backends.training import codec_weights, rvq_codec
 from backends.training.codec_loss import CodecLoss
 from backends.training.rvq_codec import Quantising, RVQFamily, Unquantised
 from csm_mlx import codec_task
@@ -250,6 +253,31 @@ def test_resume_is_exact(tmp_path, backend):
     assert (whole / "last" / "model.safetensors").read_bytes() == (killed / "last" / "model.safetensors").read_bytes()
     losses = [[row.get("loss") for row in rows(tmp_path / name)] for name in ("whole", "killed")]
     assert losses[0] == losses[1]
+
+
+def test_codes_are_counted_on_beginnings_without_training(tmp_path, side, monkeypatch):
+    model = codec_task.KIND.native(side.backend, codec_task.fresh({**PUBLISHED, **SMALL}, 5))
+    family = families()[side.name]
+    family = replace(family, loss=replace(family.loss, rate_hz=8000, frame_samples=640))
+    sound = swelling(1, 8000 * 25)[0]
+    for name, samples in (("long", 8000 * 25), ("short", 8000)):
+        soundfile.write(tmp_path / f"{name}.wav", sound[:samples], 8000, subtype="FLOAT")
+    native = {"mlx": mlx_side, "torch": torch_side}[side.name]
+    seen, codes = [], native.codes
+
+    def spy(model, samples, frame_samples):
+        seen.append((samples.size, model.training))
+        return codes(model, samples, frame_samples)
+
+    monkeypatch.setattr(native, "codes", spy)
+    model.train()
+    source = segments.source(segments.find(tmp_path, "--x"), 8000, 640)
+    counts = rvq_codec.code_counts(family, model, source, 32)
+    assert model.training
+    assert seen == [(8000 * 20, False), (8000, False)]
+    model.eval()
+    expected = np.concatenate([codes(model, sound[: size * 8000], 640) for size in (20, 1)], axis=1)
+    np.testing.assert_array_equal(counts, [np.bincount(row, minlength=32) for row in expected])
 
 
 def test_decoder_only_keeps_the_codes(tmp_path):

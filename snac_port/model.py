@@ -4,7 +4,7 @@ Letters: B batch, T time (samples, or latent frames), D latent width. `SNAC` is 
 (`snac_port.codec`); what is native to MLX and differentiable is `encoder`, `quantizer` and `decoder`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from snac_port import load
 from snac_port.codec import Codec
 from snac_port.config import SNACConfig, of_settings
 from snac_port.layers import Conv1d, DecoderBlock, EncoderBlock, LocalMHA, Snake1d
-from snac_port.quantizer import Quantized, ResidualVectorQuantize
+from snac_port.quantizer import Quantized, ResidualVectorQuantize, one_by_one
 
 Noise = Sequence[mx.array] | None  # one array (B or 1, T, 1) for each decoder block, at that block's rate
 
@@ -57,9 +57,12 @@ class SNAC(nn.Module, Codec):
         quantized = self.quantizer(self.encoder(audio))
         return self.decoder(quantized.latents, noise), quantized
 
-    def start_codebooks(self, audio: np.ndarray, seed: int) -> None:
-        """Start the codebooks of the first rank from audio (B, samples) of whole units, and give them to all."""
-        self.quantizer.start(self.encoder(mx.array(audio)), seed)
+    def start_codebooks(self, crops: Iterable[np.ndarray], seed: int) -> None:
+        """Start the codebooks of the first rank from crops (B, samples) of whole units, and give them to all.
+
+        They are encoded one by one: the first layer's output for all of them can be tens of gigabytes.
+        """
+        self.quantizer.start(one_by_one(self.encoder(mx.array(audio)) for audio in crops), seed)
 
     def encode_window(self, audio: np.ndarray) -> list[np.ndarray]:
         codes = self.quantizer.encode(self.encoder(mx.array(audio)))

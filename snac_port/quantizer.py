@@ -4,7 +4,7 @@ A level averages `stride` frames, projects them to 8 channels, takes the entry n
 it is stored back, and repeats it. Each level quantises what the ones before it left over.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -85,15 +85,20 @@ class ResidualVectorQuantize(nn.Module):
             codes.append(code)
         return Quantized(total, codes, commitment, codebook)
 
-    def start(self, latents: mx.array, seed: int) -> None:
-        """Start the codebooks of the first rank from latents (B, T, D) and give them to all."""
-        residual = latents
+    def start(self, latents: Sequence[mx.array], seed: int) -> None:
+        """Start the codebooks of the first rank from the latents (B, T, D) of crops and give them to all.
+
+        Crop by crop: distances to all entries take more memory than the latents.
+        """
+        residuals = latents
         for index, level in enumerate(self.quantizers):
-            x = level.project(residual)
-            table = start_codebook(np.array(x.astype(mx.float32)), level.codebook.weight.shape[0], mix(seed, index))
+            projected = one_by_one(level.project(residual) for residual in residuals)
+            channels = np.concatenate([np.array(x.astype(mx.float32)).reshape(-1, x.shape[-1]) for x in projected])
+            table = start_codebook(channels, level.codebook.weight.shape[0], mix(seed, index))
             mine = mx.array(table if world().rank == 0 else np.zeros_like(table))
             level.codebook.weight = sum_arrays({"table": mine})["table"]
-            residual = residual - level.restore(level.codebook(level.nearest(x)))
+            pairs = zip(residuals, projected, strict=True)
+            residuals = one_by_one(residual - level.restore(level.codebook(level.nearest(x))) for residual, x in pairs)
         mx.eval(self.parameters())
 
     def encode(self, latents: mx.array) -> list[mx.array]:
@@ -105,6 +110,15 @@ class ResidualVectorQuantize(nn.Module):
         return sum(  # type: ignore[return-value]
             level.restore(level.codebook(code)) for level, code in zip(self.quantizers, codes, strict=True)
         )
+
+
+def one_by_one(arrays: Iterable[mx.array]) -> list[mx.array]:
+    """The arrays, each computed before the next is asked for."""
+    made = []
+    for array in arrays:
+        mx.eval(array)
+        made.append(array)
+    return made
 
 
 def _normalised(x: mx.array) -> mx.array:

@@ -19,7 +19,7 @@ STREAM = 2  # of random numbers; 0 and 1 are `backends.training.codec`'s
 
 
 def start_codebook(channels: np.ndarray, entries: int, seed: int) -> np.ndarray:
-    """Channels (B, T, d) of a level -> entries (entries, d): as entries are found by cosine, k-means of directions.
+    """Channels (..., d) of a level -> entries (entries, d): as entries are found by cosine, k-means of directions.
 
     An entry is the mean of the channels whose direction is nearest to a centre.
     """
@@ -40,7 +40,7 @@ def starter(source: Source, entries: int, after: int, seed: int) -> Callable[[An
 
     def after_step(model: Any, step: int) -> None:
         if step == after:
-            crops = list(source.excerpts(VECTORS_PER_ENTRY * entries, crop, mix(seed, 904), STREAM))
-            model.start_codebooks(np.stack(crops).astype(np.float32), seed)
+            crops = source.excerpts(VECTORS_PER_ENTRY * entries, crop, mix(seed, 904), STREAM)
+            model.start_codebooks((audio[None].astype(np.float32) for audio in crops), seed)
 
     return after_step

@@ -94,8 +94,7 @@ class SNAC(Codec, snac.SNAC):
         commitment = codebook = latents.new_zeros(())
         codes = []
         for level in cast(Iterable[Any], self.quantizer.quantizers):
-            pooled = F.avg_pool1d(residual, level.stride, level.stride) if level.stride > 1 else residual
-            x = level.in_proj(pooled)
+            x = _projected(level, residual)
             entry, code = level.decode_latents(x)
             commitment = commitment + F.mse_loss(x, entry.detach())
             codebook = codebook + F.mse_loss(x.detach(), entry)
@@ -107,17 +106,21 @@ class SNAC(Codec, snac.SNAC):
         return Quantized(total, codes, commitment, codebook)
 
     @torch.no_grad()
-    def start_codebooks(self, audio: np.ndarray, seed: int) -> None:
-        """Start the codebooks of the first rank from audio (B, samples) of whole units, and give them to all."""
-        residual = self.encode_latents(self._native(audio))
+    def start_codebooks(self, crops: Iterable[np.ndarray], seed: int) -> None:
+        """Start the codebooks of the first rank from crops (B, samples) of whole units, and give them to all.
+
+        They are taken one by one: the first layer's output for all of them can be tens of gigabytes.
+        """
+        residuals = [self.encode_latents(self._native(audio)) for audio in crops]
         for index, level in enumerate(cast(Iterable[Any], self.quantizer.quantizers)):
-            x = level.in_proj(F.avg_pool1d(residual, level.stride, level.stride) if level.stride > 1 else residual)
-            channels = x.transpose(1, 2).float().cpu().numpy()
+            projected = [_projected(level, residual) for residual in residuals]
+            channels = torch.cat([x.transpose(1, 2).flatten(0, 1) for x in projected]).float().cpu().numpy()
             table = start_codebook(channels, level.codebook.weight.shape[0], mix(seed, index))
             mine = self._native(table if world().rank == 0 else np.zeros_like(table))
             level.codebook.weight.copy_(sum_arrays({"table": mine})["table"])
-            entry, _ = level.decode_latents(x)
-            residual = residual - level.out_proj(entry).repeat_interleave(level.stride, dim=-1)
+            for place, (residual, x) in enumerate(zip(residuals, projected, strict=True)):
+                entry, _ = level.decode_latents(x)
+                residuals[place] = residual - level.out_proj(entry).repeat_interleave(level.stride, dim=-1)
 
     def decode_latents(self, latents: torch.Tensor, noise: Noise = None) -> torch.Tensor:
         """Latents (B, D, T) -> audio (B, samples). `noise` holds a tensor (B or 1, 1, T) per block; None is silence."""
@@ -150,6 +153,11 @@ def _encoder_block(block: Any, x: torch.Tensor) -> torch.Tensor:
         x = _residual_unit(unit, x)
     stride = down.stride[0]
     return _in_pieces([activation, down], x, stride, stride)
+
+
+def _projected(level: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Latents (B, D, T) -> a level's channels (B, 8, T / stride)."""
+    return level.in_proj(F.avg_pool1d(latents, level.stride, level.stride) if level.stride > 1 else latents)
 
 
 def _decoder_block(block: Any, x: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:

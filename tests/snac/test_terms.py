@@ -7,14 +7,16 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 import snac_oracle as oracle
+import soundfile
 import torch
 from finetuning import NARROW
 from gradients import assert_gradients_equal
 
+from backends.data import segments
 from backends.layouts.rules import to_ours
 from backends.layouts.snac import rules
 from backends.seeds import rng
-from snac_port import codes, loss, mlx_terms, torch_terms
+from snac_port import codes, loss, mlx_terms, start, torch_terms
 from snac_port.finetune_options import FinetuneOptions
 from snac_port.task import SNACFamily
 
@@ -112,6 +114,46 @@ def test_the_loss_is_the_seeds(twins):
             distances.append((a - b).abs().mean())
         expected = (x - y).abs().mean() + torch.stack(distances).mean()
     assert value == pytest.approx(float(expected), rel=1e-5)
+
+
+def codebooks(model):
+    return {name: value for name, value in model.tensors().items() if name.endswith("codebook.weight")}
+
+
+@pytest.mark.parametrize("backend", ["mlx", "torch"])
+def test_codebooks_start_alike_from_crops_one_by_one_and_at_once(backend):
+    upstream = oracle.upstream(NARROW)
+    crops = oracle.sound(NARROW, 8 * NARROW.unit_samples, batch=6)
+    found = []
+    for parts in ([crops], np.split(crops, 6)):
+        model = oracle.twins(upstream, NARROW)[backend]
+        before = codebooks(model)
+        model.start_codebooks(iter(parts), 3)
+        found.append(codebooks(model))
+        assert all(np.abs(found[-1][name] - value).max() > 0.1 for name, value in before.items())
+    assert len(found[0]) == len(NARROW.vq_strides)
+    for name, value in found[0].items():
+        np.testing.assert_allclose(found[1][name], value, atol=1e-5 * np.abs(value).max(), err_msg=name)
+
+
+def test_codebooks_start_from_one_crop_at_a_time(tmp_path):
+    unit, crops = NARROW.unit_samples, []
+    length = round(start.CROP_S * NARROW.sampling_rate / unit)
+    for name in "abc":
+        path = tmp_path / f"{name}.wav"
+        soundfile.write(path, oracle.sound(NARROW, length * unit), NARROW.sampling_rate)
+
+    class Model:
+        def start_codebooks(self, audio, _seed):
+            assert iter(audio) is audio, "all crops are held at once"
+            crops.extend(part.shape for part in audio)
+
+    found = segments.source(segments.find(tmp_path, "--x"), NARROW.sampling_rate, unit)
+    after_step = start.starter(found, NARROW.codebook_size, 5, 0)
+    for step in (4, 5, 6):
+        after_step(Model(), step)
+    wanted = -(-start.VECTORS_PER_ENTRY * NARROW.codebook_size // length)
+    assert crops == [(1, length * unit)] * min(3, wanted)
 
 
 def test_quantiser_terms_take_part_only_where_something_of_it_trains(twins):

@@ -89,7 +89,14 @@ class SNAC(Codec, snac.SNAC):
         return _in_pieces([last], x, 3)
 
     def quantize(self, latents: torch.Tensor, bypass: torch.Tensor | None = None) -> Quantized:
-        """Upstream's quantiser, with the terms it had before version 1.2; `bypass` (B,) as in `snac_port.quantizer`."""
+        """Upstream's quantiser, with the terms it had before version 1.2; `bypass` (B,) as in `snac_port.quantizer`.
+
+        In its weights' type, float32, also under autocast: in bfloat16 other entries are the nearest.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            return self._quantize(latents.to(next(self.quantizer.parameters()).dtype), bypass)
+
+    def _quantize(self, latents: torch.Tensor, bypass: torch.Tensor | None) -> Quantized:
         residual, total = latents, torch.zeros_like(latents)
         commitment = codebook = latents.new_zeros(())
         codes = []

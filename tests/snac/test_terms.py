@@ -116,6 +116,28 @@ def test_the_loss_is_the_seeds(twins):
     assert value == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_autocast_does_not_reach_the_quantiser(twins, dtype):
+    """Codes, latents, terms and gradients are those without autocast, from latents of either type."""
+    door = twins["torch"]
+    audio = torch.from_numpy(oracle.sound(NARROW, 60 * NARROW.unit_samples, batch=2))
+    latents = door.encode_latents(audio).detach().to(dtype)
+    bypass = torch.tensor([False, True])
+    found = []
+    for enabled in (False, True):
+        given = (latents.clone() if enabled else latents.float()).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            made = door.quantize(given, bypass)
+        assert made.latents.dtype == torch.float32
+        (gradient,) = torch.autograd.grad(made.commitment, given)
+        found.append((made, gradient))
+    (plain, expected), (cast, gradient) = found
+    for one, other in zip([*plain.codes, plain.latents], [*cast.codes, cast.latents], strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(plain.commitment, cast.commitment)
+    assert torch.equal(expected.to(dtype), gradient)
+
+
 def codebooks(model):
     return {name: value for name, value in model.tensors().items() if name.endswith("codebook.weight")}
 

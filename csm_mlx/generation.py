@@ -9,8 +9,8 @@ import mlx.core as mx
 import numpy as np
 
 from backends.errors import InputError
-from backends.mlx_backend import lora
 from backends.mlx_backend.device import on_gpu
+from backends.mlx_backend.lora import adapters
 from backends.mlx_backend.sampling import Sampler, step_key
 from backends.seeds import mix
 from csm_mlx import tokens
@@ -204,7 +204,7 @@ class FrameRun:
 
 def compiled_step(model: CSM, path: FramePath, sampler: Any) -> Callable[..., tuple[mx.array, Caches]]:
     """A compiled frame step, kept on the model so that later generations with the same sampler reuse it."""
-    key = (type(path), sampler, lora.specs(model))
+    key = (type(path), sampler, tuple(adapters(model).items()))
     kept = model._companions.setdefault("steps", {})
     if key not in kept:
 

@@ -26,6 +26,7 @@ from backends.data.batching import epoch_batches, in_order, pad_length, pad_stac
 from backends.seeds import rng
 from csm_mlx.model import CSM
 
+DEPTH = 906  # the random stream of the frames that the depth decoder trains on
 MIN_DEPTH_FRAMES = 32  # an update trains the depth decoder on at least so many frames, if it has them
 
 
@@ -88,7 +89,7 @@ class CSMTask:
         for update in range(start, self.updates(epoch)):
             group = cuts[update * self._per_update : (update + 1) * self._per_update]
             examples = [[self.train[index] for index in cut] for cut in group]
-            drawn = draw_depth_frames(examples, self.plan.depth_fraction, rng(self.plan.seed, epoch, update))
+            drawn = draw_depth_frames(examples, self.plan.depth_fraction, rng(self.plan.seed, epoch, update, DEPTH))
             pairs = list(zip(examples, drawn, strict=True))[self.world.rank :: self.world.size]
             yield [collate(batch, frames) for batch, frames in pairs]
 

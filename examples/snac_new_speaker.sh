@@ -4,7 +4,7 @@
 set -e
 recordings=$1 work=$2
 python examples/fsdd_folders.py "$recordings" "$work/dataset"
-python -m snac_port.finetune --config configs/tiny_from_scratch.json --backend mlx \
+python -m snac_port.finetune --config configs/tiny_from_scratch.json --backend torch \
   --train-data "$work/dataset/four/train" --val-data "$work/dataset/four/val" --output-dir "$work/four"
 for backend in mlx torch; do
   python -m snac_port.finetune --config configs/tiny.json --backend $backend \

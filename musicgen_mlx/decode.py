@@ -10,8 +10,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from backends.mlx_backend import lora
 from backends.mlx_backend.device import on_gpu
+from backends.mlx_backend.lora import adapters
 from backends.mlx_backend.sampling import Sampler, step_key
 from musicgen_mlx import condition as conditions
 from musicgen_mlx.attention import FixedCache, KeysValues, Recorder
@@ -131,7 +131,7 @@ class Decoder:
 
     def _compiled(self) -> Step:
         """The compiled step, kept on the model so that later generations of the same kind reuse it."""
-        key = (self.sampler, self.guided, self.guidance, lora.specs(self.model))
+        key = (self.sampler, self.guided, self.guidance, tuple(adapters(self.model).items()))
         kept = self.model._companions.setdefault("steps", {})
         if key not in kept:
             # What is kept must not hold this run's caches.

@@ -14,12 +14,13 @@ import numpy as np
 
 from backends import cli, get
 from backends.adapters.matching import match
-from backends.base import Arrays, Backend, Hooks, LoRASpec, Sample, TrainStep, World
+from backends.base import Backend, Hooks, LoRASpec, Sample, TrainStep, World
 from backends.data import segments
 from backends.data.codes import CodeCache, default_cache
 from backends.errors import InputError
 from backends.training import launch
 from backends.training.loop import Result, train
+from backends.training.state import frozen_identity
 from musicgen_mlx import dataset
 from musicgen_mlx.config import MusicGenConfig, of_scale
 from musicgen_mlx.studio import Studio, from_pretrained, from_scratch
@@ -153,19 +154,12 @@ def _with_precision(task: MusicGenTask, options: MusicGenOptions, backend: Backe
 
 def _identity(backend: Backend, studio: Studio, task: MusicGenTask) -> dict[str, str]:
     """What must stay the same for a run to continue, and is in no checkpoint."""
-    trained = backend.trainable(studio.model)
-    frozen = {name: value for name, value in backend.parameters(studio.model).items() if name not in trained}
     return {
         "training data": dataset.fingerprint(task.train),
         "validation data": dataset.fingerprint(task.held_out),
-        "base model": backend.fingerprint(_thinned(frozen)),
+        "base model": frozen_identity(backend, studio.model),
         "text encoder": studio.text_identity(),
     }
-
-
-def _thinned(arrays: Arrays) -> Arrays:
-    """About a thousand numbers of each array: they tell it from another, and are quick to hash."""
-    return {name: value.reshape(-1)[:: math.prod(value.shape) // 1000 + 1] for name, value in arrays.items()}
 
 
 def _sample_prompt(options: MusicGenOptions, config: MusicGenConfig, paths: list[Path]) -> str:

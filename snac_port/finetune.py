@@ -5,7 +5,7 @@ python -m snac_port.finetune --config configs/phase10_revolab_all.json --ddp
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,6 @@ def finetune(options: FinetuneOptions) -> Result:
     backend.train_only(
         model, lambda name: trains(name, encoder=not options.freeze_encoder, quantiser=not options.freeze_vq)
     )
-    settings = {name: value for name, value in asdict(options).items() if name not in _MAY_DIFFER}
     training = CodecTraining(
         title=f"SNAC: {options.experiment_name}",
         model=model,
@@ -51,19 +50,11 @@ def finetune(options: FinetuneOptions) -> Result:
         backend=backend,
         loss=family.loss,
         identity=identity,
-        settings={**settings, "schedule": "cosine"},
+        settings={**options.settings(), "schedule": "cosine"},
         best=options.output_dir / "best_model",
     )
     training.say(_describe(options, training))
     return training.run(lambda measured: _learner(training, family, options, measured))
-
-
-# What may be changed between a run and its continuation.
-_MAY_DIFFER = {
-    "output_dir", "config", "experiment_name", "description", "backend", "device", "ddp", "nproc", "resume",
-    "num_workers", "eval_batch_size", "save_every", "save_every_batches", "save_every_minutes", "keep_last",
-    "log_every", "samples", "export_pt",
-}  # fmt: skip
 
 
 def _task(options: FinetuneOptions, backend: Backend, model: Any) -> tuple[SNACFamily, codec.CodecTask, dict[str, str]]:

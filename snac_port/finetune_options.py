@@ -13,6 +13,11 @@ from backends.training.options import TrainOptions
 class FinetuneOptions(CodecRunOptions):
     """Fine-tune SNAC on a folder of recordings."""
 
+    may_differ = CodecRunOptions.may_differ | {
+        "experiment_name", "description", "eval_batch_size", "save_every", "save_every_batches", "save_every_minutes",
+        "export_pt",
+    }  # fmt: skip
+
     experiment_name: str = "snac"
     """Name of the run, for the report."""
     description: str = ""

@@ -111,11 +111,6 @@ def linears(model: nn.Module) -> dict[str, Leaf]:
     return {name: leaf for name, leaf in sorted(found.items()) if leaf}
 
 
-def specs(model: nn.Module) -> tuple[tuple[str, LoRASpec], ...]:
-    """What of the adapters a compiled function of the model holds as constants."""
-    return tuple((name, spec) for name, (_, spec) in adapters(model).items())
-
-
 def adapters(model: nn.Module) -> dict[str, tuple[Leaf, LoRASpec]]:
     """The adapted modules by dotted name: what each was, and its adapter."""
     return {name: (adapter.leaf, adapter.spec) for name, adapter in _adapters(model).items()}

@@ -1,9 +1,9 @@
 """The options of commands that train a codec: those of all of them (`CodecRunOptions`), and Mimi's and EnCodec's."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from backends.base import Backend, Precision
 from backends.errors import InputError
@@ -20,7 +20,15 @@ FROM_SCRATCH = 500  # updates without quantisation, by default, where a codec st
 
 @dataclass(frozen=True, kw_only=True)
 class CodecRunOptions:
-    """What every command that trains a codec on a folder of recordings has."""
+    """What every command that trains a codec on a folder of recordings has.
+
+    `may_differ` are the options that may be changed between a run and its continuation.
+    """
+
+    may_differ: ClassVar[frozenset[str]] = frozenset([
+        "output_dir", "config", "backend", "device", "ddp", "nproc", "resume", "num_workers", "keep_last", "log_every",
+        "samples",
+    ])  # fmt: skip
 
     train_data: Path
     """Folder of recordings to train on; folders below it count too."""
@@ -99,6 +107,10 @@ class CodecRunOptions:
             if not holds(getattr(self, name)):
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected {expected}")
 
+    def settings(self) -> dict[str, Any]:
+        """What must stay the same for a run to continue."""
+        return {name: value for name, value in asdict(self).items() if name not in self.may_differ}
+
     def training(self) -> TrainOptions:
         """The same for `backends.training.loop`."""
         raise NotImplementedError
@@ -134,6 +146,8 @@ class CodecRunOptions:
 @dataclass(frozen=True, kw_only=True)
 class CodecOptions(CodecRunOptions):
     """How to train a codec with averaged codebooks (Mimi, EnCodec) on a folder of recordings."""
+
+    may_differ = CodecRunOptions.may_differ | {"save_every", "save_minutes", "eval_every", "patience"}
 
     output_dir: Path
     """The run directory: checkpoints, metrics.csv, samples, report.html and best/."""
@@ -224,10 +238,3 @@ class CodecOptions(CodecRunOptions):
             frame_samples=frame_samples,
             code_width=code_width,
         )
-
-
-# What may be changed between a run and its continuation.
-MAY_DIFFER = frozenset([
-    "output_dir", "config", "backend", "device", "ddp", "nproc", "resume", "num_workers", "save_every", "save_minutes",
-    "keep_last", "eval_every", "patience", "log_every", "samples",
-])  # fmt: skip

@@ -1,7 +1,7 @@
 """A run that trains a codec with averaged codebooks, as the commands for Mimi and EnCodec start it."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from backends.training import codec, rvq_codec
 from backends.training.baselines import Baselines
 from backends.training.codec import Family
 from backends.training.codec_loss import COMMITMENT
-from backends.training.codec_options import MAY_DIFFER, CodecOptions
+from backends.training.codec_options import CodecOptions
 from backends.training.codec_training import CodecTraining
 from backends.training.curriculum import stages
 from backends.training.loop import Result
@@ -56,7 +56,7 @@ def run(opened: Callable[[Backend, str | None, str | None, int], Codec], options
         backend=backend,
         loss=family.loss,
         identity=identity,
-        settings={name: value for name, value in asdict(options).items() if name not in MAY_DIFFER},
+        settings=options.settings(),
         best=options.output_dir / "best",
     )
     training.say(_describe(found, options, training))

@@ -115,7 +115,8 @@ def _spectrogram(path: Path, rate_hz: int = 16000) -> str:
     drawing = figure(5, 2.2)
     axes = drawing.add_subplot()
     padded = np.pad(signal, (0, max(0, 1024 - signal.size)))
-    with np.errstate(divide="ignore"):  # silence is -inf dB
+    axes.set_facecolor("black")  # of silence, which has no level in dB
+    with np.errstate(divide="ignore"):
         axes.specgram(padded, NFFT=512, Fs=rate_hz, noverlap=384, vmin=-140, vmax=-30, cmap="magma")
     axes.set_xlabel("seconds")
     axes.set_ylabel("Hz")

@@ -8,12 +8,13 @@ import mlx.core as mx
 import numpy as np
 
 from backends import get
-from backends.base import Backend, Sample
+from backends.base import Sample
 from backends.data import audio
 from backends.data.manifest import Clip, Conversation, read_manifest
 from backends.errors import InputError
 from backends.seeds import rng
 from backends.training.loop import Result, train
+from backends.training.state import frozen_identity
 from csm_mlx.companions import codec_of
 from csm_mlx.finetune import dataset
 from csm_mlx.finetune.estimate import describe
@@ -51,7 +52,10 @@ def finetune(options: CSMOptions, model: CSM, export: Exporter, title: str) -> R
     validate_on = dataset.examples(held_out, model, cache, limits) if held_out else []
     task = CSMTask(train_on, _plan(options, model), backend.world, validate_on, _sampler(options, training), export)
     print(describe(model, task, options, backend))
-    identity = {"dataset": dataset.fingerprint([*train_on, *validate_on]), "base model": _fingerprint(model, backend)}
+    identity = {
+        "dataset": dataset.fingerprint([*train_on, *validate_on]),
+        "base model": frozen_identity(backend, model),
+    }
     result = train(backend, model, task, options, title=title, identity=identity)
     print(_closing(result))
     return result
@@ -81,13 +85,6 @@ def _split(conversations: list[Conversation], options: CSMOptions) -> tuple[list
     chosen = set(rng(options.seed, 0).permutation(len(conversations))[:count].tolist())
     training = [row for index, row in enumerate(conversations) if index not in chosen]
     return training, [conversations[index] for index in sorted(chosen)]
-
-
-def _fingerprint(model: CSM, backend: Backend) -> str:
-    """The identity of the base: a thousand numbers of each frozen weight say enough and are quick to hash."""
-    frozen = set(backend.parameters(model)) - set(backend.trainable(model))
-    every = backend.parameters(model)
-    return backend.fingerprint({name: every[name].reshape(-1)[:: every[name].size // 1000 + 1] for name in frozen})
 
 
 @dataclass(frozen=True)

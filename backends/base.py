@@ -142,6 +142,8 @@ class Hooks:
     load_buffers: Callable[[Any, Arrays], None] = _nothing
     judged: Callable[[int, float], float] = lambda _epoch, value: value
     """(epoch, validation loss) -> the number of which the smallest is the best."""
+    aside: frozenset[str] = frozenset()
+    """Terms that are trained on and are no part of the validation loss, such as a quantiser's."""
     sections: Callable[[Any], Sequence[Section]] = lambda _model: ()
     """Parts that the family adds to the report."""
     make_step: Callable[[], "TrainStep"] | None = None

@@ -99,7 +99,7 @@ def _adapt(options: MusicGenOptions, studio: Studio) -> None:
 
 def fresh_config(options: MusicGenOptions) -> MusicGenConfig:
     """The scale with the options' own sizes."""
-    config = of_scale(options.scale, "cross" if options.conditioner == "text" else "none")
+    config = of_scale(options.scale or "micro", "cross" if options.conditioner == "text" else "none")
     width, heads = options.dim or config.width, options.heads or config.heads
     if width % heads or width % 2 or width < 4:
         raise InputError(f"--dim {width} --heads {heads}: expected an even width from 4 on that the heads divide")

@@ -28,16 +28,16 @@ class MusicGenOptions(TrainOptions):
     """The run directory: best_model/ and last_model/, or lora_ckpt_*.safetensors; metrics.csv, samples, report.html."""
     model: str | None = None
     """Fine-tune this model: a directory, a Hub id, a key such as small, or tiny (random). Without it: from scratch."""
-    scale: Scale = "micro"
-    """The size of a model from scratch."""
+    scale: Scale | None = None
+    """The size of a model from scratch; default: micro."""
     dim: int | None = None
     """Width of the layers, instead of the scale's."""
     heads: int | None = None
     """Attention heads, instead of the scale's."""
     layers: int | None = None
     """Layers, instead of the scale's."""
-    conditioner: Literal["none", "text"] = "none"
-    """What a model from scratch listens to; a model that is fine-tuned keeps what it has."""
+    conditioner: Literal["none", "text"] | None = None
+    """What a model from scratch listens to, by default nothing; a model that is fine-tuned keeps what it has."""
     codec: str | None = None
     """EnCodec: a directory, a file or a Hub id; tiny is a random one. Default: the model's, else Meta's 32 kHz."""
     text_encoder: str | None = None
@@ -111,9 +111,9 @@ class MusicGenOptions(TrainOptions):
         for name in ("lora_alpha", "dropout", "use_rslora", "use_dora", "target_modules"):
             if not self.lora_rank and self._given(name):
                 raise InputError(f"--{name.replace('_', '-')} is for adapters: give --lora-rank too")
-        if self.model is None and self.text_encoder is not None and self.conditioner == "none":
+        if self.model is None and self.text_encoder is not None and self.conditioner != "text":
             raise InputError("--text-encoder needs --conditioner text")
-        if self.model is None and self._given("condition_dropout") and self.conditioner == "none":
+        if self.model is None and self._given("condition_dropout") and self.conditioner != "text":
             raise InputError("--condition-dropout needs --conditioner text")
         if self.model is None and self.lora_rank:
             raise InputError("--lora-rank needs --model: adapters on random weights learn nothing")

@@ -71,7 +71,8 @@ def _task(options: FinetuneOptions, backend: Backend, model: Any) -> tuple[SNACF
     training, held_out = (
         segments.source(paths, config.sampling_rate, config.unit_samples, units) for paths in (train_files, val_files)
     )
-    family = SNACFamily(config, loss.spec(options, config), backend.name, cache)
+    spec = loss.spec(options, config)
+    family = SNACFamily(config, spec, backend.name, cache, Hooks(aside=frozenset(spec.quantiser_weights)))
     plan = codec.CodecPlan(
         stages=made,
         seed=options.random_seed,

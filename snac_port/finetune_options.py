@@ -78,6 +78,11 @@ class FinetuneOptions(CodecRunOptions):
                 f"--quantize-after {self.quantize_after} is for training everything from random weights: it needs "
                 "--no-freeze-encoder and --no-freeze-vq, and no --ema-decay"
             )
+        if self.decoder_only:
+            reason = "without --no-freeze-encoder or --no-freeze-vq the quantiser has no terms"
+            self.expect_unused(reason, "commitment_weight")
+        if self.freeze_vq:
+            self.expect_unused("the codebooks do not train without --no-freeze-vq", "codebook_weight")
         self.training().optim()
 
     @property

@@ -11,7 +11,7 @@ from backends.base import Backend, Section, Task
 from backends.errors import InputError
 from backends.training import log
 from backends.training.curriculum import Stage, stage_of
-from backends.training.evaluation import validate_terms
+from backends.training.evaluation import total, validate_terms
 
 FILE = "baseline_metrics.json"
 
@@ -75,7 +75,7 @@ def measure(backend: Backend, model: Any, task: Task, stages: Sequence[Stage], r
         terms = validate_terms(evaluate, task, stage.first, backend.world)
         if terms is None:
             raise InputError("--val-data: holds no segment to measure the baseline on")
-        values[stage.name] = {"val_loss": sum(terms.values()), **{f"val_{name}": v for name, v in terms.items()}}
+        values[stage.name] = {"val_loss": total(terms, task), **{f"val_{name}": v for name, v in terms.items()}}
     if backend.world.rank == 0:
         write_text(path, json.dumps({**values, "of": key}, indent=1))
     backend.world.barrier()

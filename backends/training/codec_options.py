@@ -88,6 +88,10 @@ class CodecRunOptions:
         if not self.n_ffts or min(self.n_ffts) < 16:
             raise InputError(f"--n-ffts {self.n_ffts}: expected sizes of at least 16")
         launch.check(self)
+        if self.curriculum.replace(" ", "") not in ("", "[]"):
+            self.expect_unused("--curriculum has the lengths of its stages", "segment_length")
+        if not self.adversarial:
+            self.expect_unused("there is no adversary without --adversarial", "adversarial_learning_rate")
         AdversaryPlan(learning_rate=self.adversarial_learning_rate)
 
     def expect_more_than_0(self, *names: str) -> None:
@@ -101,6 +105,12 @@ class CodecRunOptions:
     def expect_share(self, *names: str) -> None:
         """Raise InputError where one of these options is not from 0 to 1."""
         self._expect(names, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+    def expect_unused(self, reason: str, *names: str) -> None:
+        """Raise InputError where one of these options, which would do nothing, is another than its default."""
+        for name in names:
+            if getattr(self, name) != getattr(type(self), name):
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: {reason}; leave it out")
 
     def _expect(self, names: Sequence[str], holds: Callable[[float], bool], expected: str) -> None:
         for name in names:
@@ -205,6 +215,9 @@ class CodecOptions(CodecRunOptions):
         self.training()
         if (self.codec is None) == (self.scale is None):
             raise InputError("--codec or --scale: expected one of them, weights to start from or a size to start at")
+        if self.decoder_only:
+            reason = "with --decoder-only the quantiser stays as it is"
+            self.expect_unused(reason, "commitment_weight", "bypass", "codebook_decay", "revive_below")
         if self.decoder_only and self.codec is None:
             raise InputError("--decoder-only: the codes of random weights are not worth keeping; give --codec")
 

@@ -83,7 +83,7 @@ def _task(found: Codec, options: CodecOptions, backend: Backend) -> tuple[codec.
     )
     loss = options.loss(rate_hz=found.rate_hz, frame_samples=found.frame_samples, code_width=found.code_width)
     quantising = options.quantising(from_scratch=found.from_scratch)
-    family = RVQFamily(loss, found.codebooks, quantising, backend.name)
+    family = RVQFamily(loss, found.codebooks, quantising, backend.name, Hooks(aside=frozenset([COMMITMENT])))
     plan = codec.CodecPlan(
         stages=stages(options.curriculum, options.epochs, options.batch_size, options.segment_length),
         seed=options.seed,

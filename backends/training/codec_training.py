@@ -71,7 +71,8 @@ class CodecTraining:
         def make_step() -> TrainStep:
             return backend.train_step(self.model, self.task.family.terms, options.optim(), **same)
 
-        hooks = replace(hooks, judged=measured.judged, sections=sections, make_step=make_step)
+        aside = self.task.hooks.aside
+        hooks = replace(hooks, aside=aside, judged=measured.judged, sections=sections, make_step=make_step)
         found: Any = replace(self.task.family, hooks=hooks)  # type: ignore[type-var]
         if plan := self.options.adversary():
             rates: Any = {"optim": options.optim(), "learning_rate": options.learning_rate}

@@ -15,11 +15,16 @@ def term_weights(task: Task, counts: Mapping[str, float], world: World) -> dict[
 def validate(evaluate: Callable[[Batch], Metrics], task: Task, epoch: int, world: World) -> float | None:
     """The validation loss of an epoch's stage; None where there are no batches."""
     terms = validate_terms(evaluate, task, epoch, world)
-    return None if terms is None else sum(terms.values())
+    return None if terms is None else total(terms, task)
+
+
+def total(terms: Metrics, task: Task) -> float:
+    """The validation loss of its weighted terms."""
+    return sum(value for name, value in terms.items() if name not in task.hooks.aside)
 
 
 def validate_terms(evaluate: Callable[[Batch], Metrics], task: Task, epoch: int, world: World) -> Metrics | None:
-    """The validation loss of an epoch's stage by term, weighted; each rank takes its share of the batches."""
+    """The terms of an epoch's stage on validation data, weighted; each rank takes its share of the batches."""
     sums, counts = dict.fromkeys(task.coefficients, 0.0), dict.fromkeys(task.coefficients, 0.0)
     seen = 0
     for batch in islice(task.validation(epoch), world.rank, None, world.size):

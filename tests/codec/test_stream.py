@@ -133,3 +133,19 @@ def test_names_that_are_no_audio_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         write_stream(tmp_path / "file" / "a.wav", [np.zeros(3, np.float32)], 24_000)
+
+
+def test_a_full_disk_is_one_line_with_the_remedy(tmp_path, monkeypatch):
+    def refuse(_self, _block):
+        raise soundfile.LibsndfileError(2)
+
+    monkeypatch.setattr(soundfile.SoundFile, "write", refuse)
+    with pytest.raises(InputError, match=r"a.wav: cannot be written \(System error\.\): check the folder and its free"):
+        write_stream(tmp_path / "a.wav", [np.zeros(3, np.float32)], 24_000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pipes_are_refused_before_the_work(tmp_path):
+    os.mkfifo(tmp_path / "a.wav")
+    with pytest.raises(InputError, match=r"a.wav: cannot be written, it is a device or pipe"):
+        checked_target(tmp_path / "a.wav")

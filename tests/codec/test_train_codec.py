@@ -225,7 +225,8 @@ def test_a_short_run_learns_and_its_codec_reloads(tmp_path, backend):
     report = (tmp_path / "run" / "report.html").read_text()
     used = [int(count) for count in re.findall(r"<td>(\d+) of 32</td>", report)]
     assert len(used) == 4
-    assert min(used) >= 5, used  # of 140 codes, many of them silence; two where codebooks collapse
+    assert min(used) >= 3, used  # of 140 codes, many of them silence; two of each where codebooks collapse
+    assert sum(used) >= 30, used
 
     folder = tmp_path / "run" / "last"
     audio = swelling(1, 640 * 9)

@@ -356,7 +356,7 @@ def test_continuing_on_another_base_is_refused(base, loops, tmp_path, capsys, ba
         (["--val-split", 0, "--patience", 2], "--patience needs a validation set"),
         (["--val-data", "x"], "exclude each other"),
         (["--model", "tiny", "--layers", 2], "--layers is for a model from scratch"),
-        (["--model", "tiny", "--conditioner", "text"], "--conditioner is for a model from scratch"),
+        (["--model", "tiny", "--conditioner", "none"], "--conditioner is for a model from scratch"),
         (["--model", "tiny", "--scale", "base"], "--scale is for a model from scratch"),
         (["--lora-rank", 4], "--lora-rank needs --model"),
         (["--dropout", 0.1], "--dropout is for adapters"),

@@ -178,6 +178,10 @@ def test_training_everything_says_that_tokens_change(model, tmp_path, capsys):
     assert all((start[name] != end[name]).any() for name in start)
     terms = set(log.read(tmp_path / "metrics.csv")[0])
     assert {"l1", "stft_64", "stft_128", "commitment", "codebook"} <= terms
+    baseline = json.loads((tmp_path / "baseline_metrics.json").read_text())["0.25s"]
+    heard = baseline["val_l1"] + baseline["val_stft_64"] + baseline["val_stft_128"]
+    assert baseline["val_loss"] == pytest.approx(heard)  # without the quantiser's terms
+    assert baseline["val_commitment"] > 0
 
 
 FROM_SCRATCH = ("--no-freeze_encoder", "--no-freeze_vq", "--quantize_after", 3)
@@ -284,6 +288,11 @@ def test_training_in_bfloat16_on_a_gpu(model, tmp_path):
         ),
         (["--ema_decay", 1.5], "--ema-decay 1.5"),
         (["--quantize_after", 5], "--quantize-after 5 is for training everything"),
+        (["--segment_length", 3], "--segment-length 3.0: --curriculum has the lengths"),
+        (["--adversarial_learning_rate", 5], "--adversarial-learning-rate 5.0: there is no adversary"),
+        (["--commitment_weight", 9], "--commitment-weight 9.0: without --no-freeze-encoder"),
+        (["--no-freeze_encoder", "--codebook_weight", 3], "--codebook-weight 3.0: the codebooks do not train"),
+        (["--nproc", 2], "--nproc 2: only with --ddp"),
     ],
 )
 def test_bad_options_are_named(model, tmp_path, capsys, extra, message):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -32,17 +33,36 @@ def write_text(path: Path, text: str) -> Path:
     return write_atomically(path, lambda staging: staging.write_text(text, encoding="utf-8"))
 
 
+def behind_link(path: Path) -> Path:
+    """What a symbolic link leads to in the end, whether or not it is there yet; any other path as it is."""
+    return Path(os.path.realpath(path)) if os.path.islink(path) else path
+
+
+def check_target(path: Path) -> None:
+    """Raise InputError where `path`, or what it links to, exists and is no regular file: it would be replaced."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return  # nothing is there, or writing says why it cannot be reached
+    if not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "a device or pipe"
+        raise InputError(f"{path}: cannot be written, it is {kind}; give the name of a file")
+
+
 def write_atomically(path: Path, write: Callable[[Path], object], *, shared: bool = False) -> Path:
     """Let `write` make a file under a temporary name beside `path`, then put it in place; returns `path`.
 
-    `shared`: several processes may write this path at once, so each uses a name of its own.
+    A symbolic link stays, and what it leads to is replaced. Raises InputError where that is a directory, device or
+    pipe. `shared`: several processes may write this path at once, so each uses a name of its own.
     """
-    staging = path.with_name(f".{path.stem}{f'.{os.getpid()}' if shared else ''}.tmp{path.suffix}")
+    check_target(path)
+    final = behind_link(path)  # the temporary name keeps the suffix of `path`, which may name a format
+    staging = final.with_name(f".{path.stem}{f'.{os.getpid()}' if shared else ''}.tmp{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        final.parent.mkdir(parents=True, exist_ok=True)
         write(staging)
         sync(staging)
-        os.replace(staging, path)
+        os.replace(staging, final)
     except OSError as error:
         raise InputError(
             f"{path}: cannot be written ({error.strerror or error}): check the folder and its free space"
@@ -50,5 +70,5 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, shared: boo
     finally:
         with suppress(OSError):
             staging.unlink(missing_ok=True)
-    sync(path.parent)
+    sync(final.parent)
     return path

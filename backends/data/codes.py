@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from backends.atomic import sha256, write_atomically
+from backends.errors import InputError
 
 
 def default_cache() -> Path:
@@ -30,8 +31,18 @@ class CodeCache:
         codes = _read(file)
         if codes is None:
             codes = np.ascontiguousarray(self.encode(path), dtype=np.int32)
-            write_atomically(file, lambda staging: np.save(staging, codes, allow_pickle=False), shared=True)
+            self._keep(file, codes)
         return codes
+
+    def _keep(self, file: Path, codes: np.ndarray) -> None:
+        try:
+            write_atomically(file, lambda staging: np.save(staging, codes, allow_pickle=False), shared=True)
+        except InputError as error:
+            reason = getattr(error.__cause__, "strerror", None) or error
+            raise InputError(
+                f"{self.directory}: codes cannot be kept in this cache folder ({reason}): check it and its free space, "
+                "or name another folder in $AUDIOSMITH_CACHE"
+            ) from error
 
 
 def _read(file: Path) -> np.ndarray | None:

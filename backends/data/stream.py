@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.atomic import write_atomically
+from backends.atomic import behind_link, check_target, write_atomically
 from backends.data.audio import FORMATS, first_line, unreadable
 from backends.errors import InputError
 
@@ -102,9 +102,8 @@ def checked_target(path: Path | str) -> Path:
     path = Path(path).expanduser()
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"{path}: expected a name that ends in {', '.join(FORMATS)}")
-    if path.is_dir():
-        raise InputError(f"{path}: cannot be written, it is a directory; give the name of a file")
-    existing = next(folder for folder in path.absolute().parents if folder.exists())
+    check_target(path)
+    existing = next(folder for folder in behind_link(path).absolute().parents if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"{path}: cannot be written, {existing} is not a folder that you may write to")
     return path
@@ -118,7 +117,9 @@ def _save(staging: Path, path: Path, blocks: Iterable[np.ndarray], rate_hz: int)
             for block in blocks:
                 file.write(np.clip(block, -1.0, 1.0))
     except soundfile.LibsndfileError as error:
-        raise InputError(f"{path}: cannot be written ({first_line(error)})") from error
+        raise InputError(
+            f"{path}: cannot be written ({first_line(error)}): check the folder and its free space"
+        ) from error
 
 
 def _resampler(from_hz: int, to_hz: int) -> Any:

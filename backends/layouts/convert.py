@@ -17,7 +17,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from backends.atomic import sync, write_text
+from backends.atomic import behind_link, sync, write_text
 from backends.cli import run
 from backends.errors import InputError
 from backends.layouts import adapters
@@ -175,7 +175,8 @@ def _check_destination(options: Options, names: Sequence[str], *, as_file: bool)
 
 
 def _replace(path: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` make the directory under another name, then put it in place of `path`."""
+    """Let `fill` make the directory under another name, then put it in place of `path`, or of what that links to."""
+    path = behind_link(path)
     staging, old = (path.with_name(f".{path.name}.{kind}") for kind in ("tmp", "old"))
     try:
         shutil.rmtree(staging, ignore_errors=True)

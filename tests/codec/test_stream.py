@@ -1,11 +1,13 @@
 """Audio files in blocks: what comes out is what reading at once gives, and bad files are named."""
 
+import os
+
 import numpy as np
 import pytest
 import soundfile
 
 from backends.data import audio
-from backends.data.stream import open_audio, write_stream
+from backends.data.stream import checked_target, open_audio, write_stream
 from backends.errors import InputError
 
 

@@ -172,6 +172,15 @@ def test_a_conversion_in_place_is_possible(tmp_path, ours, upstream):
     assert_same(load(tmp_path / "csm" / "model.safetensors"), ours[1])
 
 
+def test_a_link_to_a_directory_stays(tmp_path, ours, upstream):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    converted(upstream, tmp_path / "link", "csm-mlx", "--overwrite")
+    assert (tmp_path / "link").is_symlink()
+    assert_same(load(tmp_path / "real" / "model.safetensors"), ours[1])
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["link", "real"]
+
+
 def test_what_a_cut_conversion_left_is_no_obstacle(tmp_path, upstream):
     converted(upstream, tmp_path / "csm", "torchtune")
     (tmp_path / ".csm.old").mkdir()

@@ -1,6 +1,7 @@
 """Batching, prefetching, the code cache, seeds and atomic files."""
 
 import os
+import stat
 import threading
 import time
 
@@ -159,6 +160,19 @@ def test_processes_that_encode_the_same_clip_do_not_disturb_each_other(tmp_path)
     cache(clip)
 
 
+def test_a_cache_that_cannot_be_written_is_named_with_its_variable(tmp_path):
+    clip = tmp_path / "a.wav"
+    clip.write_bytes(b"sound")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "codes").write_text("in the way")
+    cache = CodeCache(lambda path: np.ones((2, 5), np.int32), "codec", tmp_path / "cache")
+    with pytest.raises(InputError) as refused:
+        cache(clip)
+    line = str(refused.value)
+    assert line.startswith(f"{tmp_path / 'cache'}: codes cannot be kept in this cache folder (")
+    assert line.endswith("or name another folder in $AUDIOSMITH_CACHE")
+
+
 def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.setenv("AUDIOSMITH_CACHE", str(tmp_path / "x"))
     assert default_cache() == tmp_path / "x"
@@ -178,3 +192,41 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
         write_atomically(path, half)
     assert path.read_text() == "first"
     assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path, there):
+    (tmp_path / "data").mkdir()
+    target, link, further = tmp_path / "data" / "real.json", tmp_path / "link.json", tmp_path / "further.txt"
+    if there:
+        target.write_text("old")
+    link.symlink_to("data/real.json")
+    further.symlink_to(link)
+    assert write_text(further, "new") == further
+    assert (link.is_symlink(), further.is_symlink(), target.is_symlink()) == (True, True, False)
+    assert target.read_text() == "new"
+    assert [entry.name for entry in target.parent.iterdir()] == ["real.json"]
+
+
+def test_what_is_no_regular_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("pipe")
+    for name, kind in (("pipe", "a device or pipe"), ("link", "a device or pipe"), ("folder", "a directory")):
+        with pytest.raises(InputError, match=f"{name}: cannot be written, it is {kind}; give the name of a file"):
+            write_text(tmp_path / name, "text")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["folder", "link", "pipe"]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root makes devices")
+def test_a_device_is_not_replaced(tmp_path):
+    """One of our own, like /dev/full."""
+    device = tmp_path / "full"
+    try:
+        os.mknod(device, 0o600 | stat.S_IFCHR, os.makedev(1, 7))
+    except PermissionError:
+        pytest.skip("no devices may be made here")
+    with pytest.raises(InputError, match="it is a device or pipe"):
+        write_text(device, "text")
+    assert stat.S_ISCHR(device.stat().st_mode)

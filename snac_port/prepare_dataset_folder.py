@@ -20,7 +20,6 @@ from backends.data import audio
 from backends.data.segments import find
 from backends.errors import InputError
 
-CHECK_HZ = 24_000  # any rate would do: reading a file at all is what is checked
 TOLERANCE_S = 0.1  # of what a header says; decoders add or drop a frame
 
 
@@ -93,7 +92,7 @@ def _key(path: Path, options: PrepareOptions) -> str:
 
 def _problem(path: Path) -> str:
     try:
-        audio.read(path, CHECK_HZ)
+        audio.audible_s(path)
     except InputError as error:
         return str(error)
     return ""

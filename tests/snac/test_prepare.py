@@ -57,9 +57,11 @@ def test_bad_files_are_listed(tmp_path, capsys):
     source = tmp_path / "in"
     shutil.copytree(RECORDINGS, source)
     (source / "broken.wav").write_bytes(b"no sound")
+    soundfile.write(source / "silent.wav", np.zeros(8000), 8000)
     prepare(source, tmp_path / "out")
     printed = capsys.readouterr().out
-    assert "left out 1" in printed
+    assert "left out 2" in printed
+    assert "silent.wav: is silent" in printed
     assert "broken.wav: not readable as audio" in printed
 
 

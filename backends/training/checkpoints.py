@@ -47,14 +47,25 @@ class Checkpoints:
         return final
 
     def newest(self, report: Callable[[str], None] = print) -> Path | None:
-        """The newest checkpoint that verifies; says which it passed over and why. Removes unfinished ones."""
+        """The newest checkpoint that verifies, None where there is none; says which it passed over and why.
+
+        Removes unfinished ones. Raises InputError where there are some and all are damaged.
+        """
         for leftover in self.directory.glob("step_*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)  # several ranks may be at it
+        damaged: list[str] = []
         for path in reversed(self.all()):
             problem = damage(path)
             if problem is None:
+                for line in damaged:
+                    report(f"passing over {path.parent / line}")
                 return path
-            report(f"passing over {path}: {problem}")
+            damaged.append(f"{path.name}: {problem}")
+        if damaged:
+            raise InputError(
+                f"{self.directory}: every checkpoint is damaged ({'; '.join(damaged)}): restore them, "
+                "give another --output-dir, or --no-resume to start over"
+            )
         return None
 
     def all(self) -> list[Path]:

@@ -4,6 +4,7 @@ import json
 import math
 import signal
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from backends.atomic import write_text
 from backends.base import Backend, Batch, Metrics, Task, TrainStep
 from backends.data.prefetch import prefetch
 from backends.errors import InputError
-from backends.training import samples, state
+from backends.training import lock, samples, state
 from backends.training.checkpoints import Checkpoints, damage, step_of
 from backends.training.evaluation import term_weights, validate
 from backends.training.log import MetricsLog, Window
@@ -54,11 +55,13 @@ def train(
 
     Writes config.json, metrics.csv, samples/, checkpoints/step_N/, report.html and the task's exports. After kill -9 at
     any moment the same call continues from the newest checkpoint that verifies and ends bit-identical on one backend.
-    Raises InputError where the loss stops being finite or the options differ from the run being continued.
+    Raises InputError where the loss stops being finite, the options differ from the run being continued, another
+    process is at it, or all its checkpoints are damaged.
     """
     same = {**(identity or {}), "number of processes": str(backend.world.size)}  # of which an update takes a batch each
     config = {**json.loads(json.dumps(settings or asdict(options), default=str)), "identity": same}
-    return _Run(backend, model, task, options, title, config).to_the_end()
+    with lock.held(options.output_dir) if backend.world.rank == 0 else nullcontext():
+        return _Run(backend, model, task, options, title, config).to_the_end()
 
 
 class _Run:

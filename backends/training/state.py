@@ -90,15 +90,26 @@ def _same_run(path: Path, saved: dict, asked: dict) -> None:
         may_change.add("resume_from")  # the other run did not start from itself
     if "dataset" in asked["identity"]:
         may_change |= {"data_path", "val_path"}  # what they hold is the same
-    for name in sorted((set(saved) | set(asked)) - may_change - {"identity"}):
-        if saved.get(name) != asked.get(name):
-            flag = f"--{name.replace('_', '-')}"
-            raise InputError(
-                f"{flag} is {asked.get(name)!r}, but {path} was trained with {saved.get(name)!r}: "
-                "use that value, another --output-dir, or --no-resume to start over"
-            )
-    for name in sorted(set(saved["identity"]) | set(asked["identity"])):  # after the options, which may be the cause
-        if saved["identity"].get(name) != asked["identity"].get(name):
-            raise InputError(
-                f"the {name} has changed since {path} was saved: use another --output-dir, or --no-resume to start over"
-            )
+    if changed := [name for name in _differing(saved, asked) if name not in may_change | {"identity"}]:
+        raise InputError(_other_options(path, {name: (saved.get(name), asked.get(name)) for name in changed}))
+    if changed := _differing(saved["identity"], asked["identity"]):  # after the options, which may be the cause
+        raise InputError(
+            f"the {' and the '.join(changed)} {'has' if len(changed) == 1 else 'have'} changed since {path} was saved: "
+            "use another --output-dir, or --no-resume to start over"
+        )
+
+
+def _differing(saved: dict, asked: dict) -> list[str]:
+    """The names of what is not the same in both."""
+    return [name for name in sorted(set(saved) | set(asked)) if saved.get(name) != asked.get(name)]
+
+
+def _other_options(path: Path, changed: dict[str, tuple[Any, Any]]) -> str:
+    """The error for options that differ: {name: (saved, asked)}."""
+    values = {f"--{name.replace('_', '-')}": pair for name, pair in changed.items()}
+    ours = ", ".join(f"{flag} is {asked!r}" for flag, (_, asked) in values.items())
+    theirs = ", ".join(f"{saved!r}" if len(values) == 1 else f"{flag} {saved!r}" for flag, (saved, _) in values.items())
+    use = "that value" if len(values) == 1 else "those values"
+    return (
+        f"{ours}, but {path} was trained with {theirs}: use {use}, another --output-dir, or --no-resume to start over"
+    )

@@ -100,7 +100,23 @@ def test_a_missing_file_is_named(tmp_path):
     save(checkpoints, 1)
     (tmp_path / "step_1" / "trainer.json").unlink()
     assert damage(tmp_path / "step_1") == "trainer.json is missing"
-    assert checkpoints.newest(lambda line: None) is None
+    with pytest.raises(InputError, match="step_1: trainer.json is missing"):
+        checkpoints.newest(pytest.fail)
+
+
+def test_no_whole_checkpoint_is_an_error_that_names_each(tmp_path):
+    """Starting over would replace what the run has exported."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.newest(pytest.fail) is None
+    save(checkpoints, 1, 2)
+    (checkpoints.directory / "step_1" / "trainer.json").unlink()
+    (checkpoints.directory / "step_2" / "weights.safetensors").write_bytes(b"damaged")
+    with pytest.raises(InputError) as refused:
+        checkpoints.newest(pytest.fail)
+    assert str(refused.value) == (
+        f"{checkpoints.directory}: every checkpoint is damaged (step_2: weights.safetensors is 7 bytes, was 5000 when "
+        "saved; step_1: trainer.json is missing): restore them, give another --output-dir, or --no-resume to start over"
+    )
 
 
 def test_damaged_newer_ones_do_not_push_out_good_ones(tmp_path):

@@ -1,5 +1,6 @@
 """The loop on the small task: what it writes, when it saves, evaluates, stops, and what it refuses to continue."""
 
+import errno
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ from toy import ToyTask, collate, examples
 
 from backends.base import LoRASpec, Sample
 from backends.errors import InputError
-from backends.training import loop, samples
+from backends.training import lock, loop, samples
 from backends.training.checkpoints import Checkpoints, damage, seal
 from backends.training.evaluation import validate
 from backends.training.log import read
@@ -249,6 +250,9 @@ def test_options_that_differ_are_an_error_with_both_values(side, tmp_path):
     for name, (value, message) in DIFFERENT.items():
         with pytest.raises(InputError, match=message):
             train(side, tmp_path, epochs=1, **{name: value})
+    several = "--batch-size is 2, --seed is 6, but .*step_4 was trained with --batch-size 4, --seed 5: use those values"
+    with pytest.raises(InputError, match=several):
+        train(side, tmp_path, epochs=1, batch_size=2, seed=6)
     after = sorted((path, path.read_bytes()) for path in (tmp_path / "checkpoints").rglob("*") if path.is_file())
     assert before == after
     train(side, tmp_path, epochs=2, log_every=1, save_every=2, keep_last=1, eval_every=3, patience=9)  # these may
@@ -264,6 +268,8 @@ def test_other_data_is_an_error(side, tmp_path):
     train(side, tmp_path, epochs=1, identity={"dataset": "abc"})
     with pytest.raises(InputError, match="the dataset has changed since"):
         train(side, tmp_path, epochs=1, identity={"dataset": "xyz"})
+    with pytest.raises(InputError, match="the dataset and the model have changed since"):
+        train(side, tmp_path, epochs=1, identity={"dataset": "xyz", "model": "other"})
     with pytest.raises(InputError, match="the dataset has changed since"):
         train(side, tmp_path, epochs=1)
 
@@ -318,6 +324,63 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(side, tmp_path
     assert same(straight, continued)
     assert [step for step, _ in logged(tmp_path / "b", "val_loss")] == [4, 8, 12, 16]
     assert damage(victim.parent) is None  # written anew on the way
+
+
+def test_with_every_checkpoint_damaged_nothing_is_overwritten(side, tmp_path):
+    _, straight = train(side, tmp_path)
+    for path in (tmp_path / "checkpoints").iterdir():
+        (path / "weights.safetensors").write_bytes(b"damaged")
+    exported = {path: path.read_bytes() for path in [*tmp_path.glob("net_*"), tmp_path / "metrics.csv"]}
+    with pytest.raises(
+        InputError, match=r"every checkpoint is damaged \(step_12: .*; step_8: .*--no-resume to start over"
+    ):
+        train(side, tmp_path)
+    assert exported == {path: path.read_bytes() for path in exported}
+    _, again = train(side, tmp_path, resume=False)
+    assert same(straight, again)
+
+
+def test_a_run_directory_has_one_process(side, tmp_path):
+    """Also one that starts over is refused; nothing of the first is touched, and it ends as if alone."""
+    refused = []
+
+    class Disturbed(ToyTask):
+        def seconds(self, micro_batches):
+            if not refused:
+                with pytest.raises(InputError) as error:
+                    train(side, tmp_path / "a", resume=False)
+                refused.append(str(error.value))
+            return super().seconds(micro_batches)
+
+    _, first = train(side, tmp_path / "a", Disturbed(side))
+    _, alone = train(side, tmp_path / "b")
+    assert same(first, alone)
+    (line,) = refused
+    assert line == (
+        f"--output-dir {tmp_path / 'a'}: in use by another process (pid {os.getpid()}): "
+        "wait for it to end, or give another --output-dir"
+    )
+    with pytest.raises(InputError, match="the loss became nan"):
+        train(side, tmp_path / "a", ToyTask(side, poison_step=12), epochs=4)
+    train(side, tmp_path / "a")  # let go by a run that ended, and by one that failed
+
+
+def test_without_locks_a_run_goes_without(tmp_path, monkeypatch):
+    """As on Windows, and on file systems that have none."""
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    for stand_in in (None, SimpleNamespace(flock=refuse, LOCK_EX=0, LOCK_NB=0)):
+        monkeypatch.setattr(lock, "fcntl", stand_in)
+        with lock.held(tmp_path), lock.held(tmp_path):
+            pass
+
+
+def test_a_run_directory_that_cannot_be_made_is_named(side, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"--output-dir .*file/run: cannot be written \(Not a directory\): check the"):
+        train(side, tmp_path / "file" / "run")
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_checkpoints(side, tmp_path):

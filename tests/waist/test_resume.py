@@ -71,6 +71,24 @@ def assert_same_run(directory, expected):
     assert len(rows[0]) == 18  # twelve of training, six of validation
 
 
+def test_the_same_command_beside_a_live_run_is_refused(side, tmp_path):
+    """In another process; once the first is killed, however rudely, the directory is free."""
+    directory = tmp_path / "run"
+    first = start(side, directory, "--slow-disk")
+    for line in first.stdout:
+        if line == "training\n":
+            break
+    first.send_signal(signal.SIGSTOP)
+    second = start(side, directory)
+    _, errors = second.communicate()
+    assert second.returncode == 1  # of child.py
+    assert f"error: --output-dir {directory}: in use by another process (pid {first.pid}): wait" in errors
+    first.kill()
+    first.communicate()
+    run(side, directory)
+    assert Checkpoints(directory / "checkpoints").all()[-1].name == "step_24"
+
+
 @pytest.fixture
 def undisturbed(side, tmp_path):
     run(side, tmp_path / "undisturbed")

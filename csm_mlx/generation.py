@@ -1,6 +1,7 @@
 """Speech from text and context: `generate` and `stream_generate`."""
 
 import math
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -42,7 +43,8 @@ def generate(
     `sampler` is a `Sampler` (default: temperature 0.9, top-k 50) or any function from log-probabilities (B, V) to
     tokens (B,), such as mlx-lm's; `logits_processors` (tokens so far, logits) apply to codebook 0. `stream` is an MLX
     stream or device. With a `seed` the result repeats. `progress` is called with the number of frames so far. Stops at
-    the all-zero frame or after `max_audio_length_ms`. Raises InputError where the prompt leaves no room for it.
+    the all-zero frame or after `max_audio_length_ms`. Raises InputError where the prompt leaves no room for it, for a
+    text without words, and for a speaker that is no whole number from 0.
     """
     with _on(stream):
         frames = list(
@@ -116,9 +118,10 @@ def _frames(
     """Yield frames (1, K). The next frame is queued on the device before the host looks at this one."""
     if not math.isfinite(max_audio_length_ms):
         raise InputError(f"max_audio_length_ms is {max_audio_length_ms}: expected a number of milliseconds")
+    _check_words(text, speaker, context)
     limit = int(max_audio_length_ms / model.config.frame_ms)
     rows, is_audio = prompt_rows(model, text, speaker, context)
-    _check_room(model, len(rows), limit)
+    _check_room(model, len(rows), limit, "context" if context else "text")
     seed = mix(np.random.SeedSequence().entropy) if seed is None else seed  # type: ignore[arg-type]
     if not isinstance(sampler, Sampler | None):
         mx.random.seed(mix(seed))  # such samplers draw from MLX's global generator
@@ -253,7 +256,15 @@ def _grown(x: mx.array) -> mx.array:
     return mx.pad(x, [(0, 0), (0, 0), (0, SLOTS), (0, 0)])
 
 
-def _check_room(model: CSM, rows: int, frames: int) -> None:
+def _check_words(text: str, speaker: int, context: Sequence[Segment]) -> None:
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"text is {text!r}: expected something to say")
+    for name, given in [("speaker", speaker), *(("Segment speaker", segment.speaker) for segment in context)]:
+        if isinstance(given, bool) or not isinstance(given, numbers.Integral) or int(given) < 0:
+            raise InputError(f"{name} is {given!r}: expected a whole number from 0")
+
+
+def _check_room(model: CSM, rows: int, frames: int, shorten: str) -> None:
     if frames < 1:
         raise InputError(f"max_audio_length_ms must be at least one frame, {model.config.frame_ms:.0f} ms")
     most = model.config.max_positions - frames
@@ -263,7 +274,7 @@ def _check_room(model: CSM, rows: int, frames: int) -> None:
     if rows >= most:
         raise InputError(
             f"the prompt has {rows} rows (text tokens and 80 ms frames of context), but {frames} frames of new audio "
-            f"leave room for {most - 1}: shorten the context or lower max_audio_length_ms"
+            f"leave room for {most - 1}: shorten the {shorten} or lower max_audio_length_ms"
         )
 
 

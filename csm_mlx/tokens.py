@@ -18,11 +18,15 @@ from tokenizers import Tokenizer
 from backends.data import audio as audio_files
 from backends.errors import InputError
 
+FULL_SCALE = {"int16": 2.0**15, "int32": 2.0**31}  # of integer PCM; what other integers mean is anyone's guess
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 
 
 class Segment:
-    """An utterance of a conversation: who says what, and its sound as `audio` (samples,) at 24 kHz or as a file."""
+    """An utterance of a conversation: who says what, and its sound as `audio` (samples,) at 24 kHz or as a file.
+
+    `audio` is in floats from -1 to 1, or in int16 or int32, which are scaled by their range.
+    """
 
     def __init__(self, speaker: int, text: str, audio: Any = None, audio_path: str | Path | None = None):
         if audio is None and audio_path is None:
@@ -31,12 +35,26 @@ class Segment:
         self._audio = audio
 
     def samples(self, rate_hz: int) -> np.ndarray:
-        """The audio as float32 (samples,); a file is resampled, an array is taken to be at `rate_hz`."""
+        """The audio as float32 (samples,); a file is resampled, an array is taken to be at `rate_hz`.
+
+        Raises InputError for an array of another shape or type, and for NaN or infinite samples.
+        """
         if self._audio is not None:
-            return audio_files.prepare(
-                np.array(self._audio, dtype=np.float32), rate_hz, rate_hz, source="Segment audio"
-            )
+            return audio_files.prepare(_floats(self._audio, rate_hz), rate_hz, rate_hz, source="Segment audio")
         return audio_files.read(Path(str(self.audio_path)), rate_hz)
+
+
+def _floats(audio: Any, rate_hz: int) -> np.ndarray:
+    """Samples of an array of any library as float32 (samples,)."""
+    if isinstance(audio, mx.array) and mx.issubdtype(audio.dtype, mx.floating):
+        audio = audio.astype(mx.float32)  # NumPy has no bfloat16
+    samples = np.asarray(audio)
+    if samples.ndim != 1 or not (samples.dtype.kind == "f" or samples.dtype.name in FULL_SCALE):
+        raise InputError(
+            f"Segment audio: expected (samples,) at {rate_hz} Hz, float from -1 to 1, int16 or int32; "
+            f"found {samples.dtype} of shape {samples.shape}"
+        )
+    return samples.astype(np.float32) / np.float32(FULL_SCALE.get(samples.dtype.name, 1.0))
 
 
 class TextTokenizer:

@@ -277,6 +277,8 @@ def test_a_prompt_without_room_is_a_clear_error(model):
         InputError, match=r"the prompt has \d+ rows .* shorten the context or lower max_audio_length_ms"
     ):
         generate(model, "hello", 0, [Segment(0, "long", audio=sound(80))], 90_000)
+    with pytest.raises(InputError, match=r"the prompt has \d+ rows .* shorten the text or lower max_audio_length_ms"):
+        generate(model, 2000 * "hello ", 0, [], 90_000)
     with pytest.raises(InputError, match="at least one frame"):
         generate(model, "hello", 0, [], 10)
 
@@ -286,12 +288,46 @@ def test_a_prompt_without_room_is_a_clear_error(model):
     [
         (np.zeros(0), "holds no audio samples"),
         (np.full(2000, np.nan), "NaN"),
-        (np.zeros((2, 3, 4)), r"expected \(samples,\)"),
+        (np.full(2000, np.inf), "NaN or infinite"),
+        (np.zeros((2, 3, 4)), r"expected \(samples,\) at 24000 Hz, float from -1 to 1, int16 or int32"),
+        (np.zeros((2000, 2)), r"expected \(samples,\) .*; found float64 of shape \(2000, 2\)"),
+        (np.zeros(2000, np.uint8), r"expected \(samples,\) .*; found uint8 of shape \(2000,\)"),
+        (2000 * [1000], "found int64"),
+        ("sound", "found <U5 of shape"),
     ],
 )
 def test_bad_context_audio_is_named(model, audio, message):
     with pytest.raises(InputError, match=message):
         generate(model, "hello", 0, [Segment(0, "x", audio=audio)], 800)
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_integer_context_audio_is_scaled_by_its_range(bits):
+    floats = np.array([-1.0, -0.5, 0.0, 0.25, 0.5], np.float32)
+    integers = (floats * 2.0 ** (bits - 1)).astype(f"int{bits}")
+    np.testing.assert_array_equal(Segment(0, "x", audio=integers).samples(24000), floats)
+    np.testing.assert_array_equal(Segment(0, "x", audio=mx.array(integers)).samples(24000), floats)
+    np.testing.assert_array_equal(Segment(0, "x", audio=mx.array(floats).astype(mx.bfloat16)).samples(24000), floats)
+
+
+@pytest.mark.parametrize("text", ["", "  ", None])
+def test_a_text_without_words_is_refused(model, text):
+    with pytest.raises(InputError, match=rf"text is {text!r}: expected something to say"):
+        generate(model, text, 0)
+    with pytest.raises(InputError, match="expected something to say"):
+        next(stream_generate(model, text, 0))
+
+
+@pytest.mark.parametrize("speaker", ["x", -1, 1.5, True, None])
+def test_a_speaker_that_is_no_whole_number_is_refused(model, speaker):
+    with pytest.raises(InputError, match=rf"^speaker is {speaker!r}: expected a whole number from 0"):
+        generate(model, "hello", speaker)
+    with pytest.raises(InputError, match=rf"^Segment speaker is {speaker!r}: expected a whole number from 0"):
+        generate(model, "hello", 0, [Segment(speaker, "x", audio=sound())])
+
+
+def test_numpy_s_whole_numbers_are_speakers(model):
+    assert generate(model, "hello", np.int64(0), [], 80, seed=0).shape == (1920,)  # type: ignore[arg-type]
 
 
 def test_the_model_keeps_its_mode(model):

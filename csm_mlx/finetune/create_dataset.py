@@ -8,6 +8,7 @@ A recording `a.wav` goes with `a.normalized.txt`, else `a.original.txt`, else `a
 
 import csv
 import os
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from backends.data.audio import audible_s, duration_s
 from backends.data.manifest import Clip, write_manifest
 from backends.errors import InputError
 
+LARGEST_DATA = 0x7FFF0000  # bytes: what streams a WAV file writes more than this, not knowing its length
 SUFFIXES = ("normalized.txt", "original.txt", "txt")
 
 
@@ -160,10 +162,31 @@ def _checked(clip: Clip | Skipped, longest_ms: float) -> Clip | Skipped:
         seconds = audible_s(clip.audio_path)
     except InputError as error:
         return Skipped(clip.audio_path, str(error).removeprefix(f"{clip.audio_path}: "))
+    held, promised = _data_bytes(clip.audio_path)
+    if held < promised:
+        reason = f"is cut: holds {held} of the {promised} bytes of sound that its header announces; copy it again"
+        return Skipped(clip.audio_path, reason)
     if seconds > longest_ms / 1000:
         limit = f"--max-audio-length-ms {longest_ms:g}"
         return Skipped(clip.audio_path, f"lasts {seconds:.2f} s, longer than {limit}: cut it where the text can be cut")
     return clip
+
+
+def _data_bytes(path: Path) -> tuple[int, int]:
+    """Bytes of sound that a WAV file holds and that its header announces; libsndfile takes what is there in silence.
+
+    Zeros for other formats, which libsndfile refuses, and where the header does not know.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"RIFF" or file.read(8)[4:] != b"WAVE":
+            return 0, 0
+        while len(head := file.read(8)) == 8:
+            name, size = struct.unpack("<4sI", head)
+            if name == b"data":
+                held = path.stat().st_size - file.tell()
+                return (min(held, size), size) if size <= LARGEST_DATA else (0, 0)
+            file.seek(size + size % 2, os.SEEK_CUR)
+    return 0, 0
 
 
 def _by_folder(clips: list[Clip]) -> list[Clip]:
@@ -188,11 +211,10 @@ def _relative(clips: list[Clip], folder: Path) -> list[Clip]:
     return written
 
 
-def _report_skipped(skipped: list[Skipped], most: int = 10) -> list[str]:
+def _report_skipped(skipped: list[Skipped]) -> list[str]:
     if not skipped:
         return []
-    lines = [f"left out {len(skipped)}:", *(f"  {item.path}: {item.reason}" for item in skipped[:most])]
-    return lines + ([f"  and {len(skipped) - most} more"] if len(skipped) > most else [])
+    return [f"left out {len(skipped)}:", *(f"  {item.path}: {item.reason}" for item in skipped)]
 
 
 if __name__ == "__main__":

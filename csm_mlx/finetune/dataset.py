@@ -40,6 +40,29 @@ def code_cache(model: CSM, backend: Backend) -> CodeCache:
     return CodeCache(encode, identity, default_cache())
 
 
+def check_audio(conversations: Sequence[Conversation], rate_hz: int) -> None:
+    """Read every recording, which is cheap beside encoding it. Raises one InputError that names all the bad ones."""
+    problems = []
+    for path in tqdm(dict.fromkeys(clip.audio_path for row in conversations for clip in row), desc="reading"):
+        try:
+            audio.read(path, rate_hz)
+        except InputError as error:
+            problems.append(str(error))
+    if len(problems) > 1:
+        raise InputError(f"{len(problems)} recordings cannot be trained on: {'; '.join(problems)}")
+    if problems:
+        raise InputError(problems[0])
+
+
+def check_speakers(conversations: Sequence[Conversation], masked: Sequence[int]) -> None:
+    """Raise InputError that names the speakers of the data where one of the `masked` is not among them."""
+    speakers = {clip.speaker for row in conversations for clip in row}
+    unknown = sorted(set(masked) - speakers)
+    if unknown:
+        there = " ".join(map(str, sorted(speakers)))
+        raise InputError(f"--mask-speakers {unknown[0]}: no row has this speaker; those of the data are {there}")
+
+
 def examples(
     conversations: Sequence[Conversation],
     model: CSM,

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from backends.base import Backend, Batch
-from backends.errors import InputError
 from csm_mlx.companions import codec_of
 from csm_mlx.config import LlamaConfig
 from csm_mlx.finetune.options import CSMOptions
@@ -16,8 +15,6 @@ MOMENTS = {"adamw": 2, "adam": 2, "sgd": 0}  # arrays per trained parameter that
 def describe(model: CSM, task: CSMTask, options: CSMOptions, backend: Backend) -> str:
     """A table of what trains, the data, and the estimated peak memory against what the machine has."""
     every, trained = backend.parameters(model), backend.trainable(model)
-    if not trained:
-        raise InputError("nothing is left to train: with --freeze-backbone and --freeze-decoder, leave one out")
     total, active = (sum(value.size for value in arrays.values()) for arrays in (every, trained))
     seconds = task.plan.frame_s * sum(int(example.is_audio.sum()) for example in task.train)
     limit = backend.memory().limit

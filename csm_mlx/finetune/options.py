@@ -9,6 +9,7 @@ from backends.errors import InputError
 from backends.training.options import TrainOptions
 
 FRAME_MS = 80  # Mimi's
+TARGETS = ("attn", "codebook0_head", "projection")
 EMBEDDINGS = ("text_embeddings", "audio_embeddings")
 
 
@@ -71,6 +72,18 @@ class CSMOptions(TrainOptions):
             raise InputError(f"--sample-ms {self.sample_ms}: expected at least {FRAME_MS}, one frame")
         if self.sample_speaker is not None and self.sample_speaker < 0:
             raise InputError(f"--sample-speaker {self.sample_speaker}: expected a whole number from 0")
+        self._refuse_idle()
+
+    def _refuse_idle(self) -> None:
+        """Options that would do nothing are an error: who gives them expects something."""
+        if self.lr_min_ratio and self.schedule == "constant":
+            raise InputError(
+                f"--lr-min-ratio {self.lr_min_ratio}: does nothing with --schedule constant: give linear or cosine"
+            )
+        if self.sample_speaker is not None and self.sample_text == "":
+            raise InputError(
+                f"--sample-speaker {self.sample_speaker}: does nothing, because --sample-text is empty: leave one out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +104,7 @@ class LoRAOptions(CSMOptions):
     """Scale by alpha / sqrt(rank) instead."""
     use_dora: bool = False
     """Also learn the magnitude of each output row (DoRA)."""
-    target_modules: tuple[str, ...] = ("attn", "codebook0_head", "projection")
+    target_modules: tuple[str, ...] = TARGETS
     """Modules to adapt: attn, mlp, or any part of a module's name."""
     train_embeddings: bool = False
     """Train the text and audio embeddings whole, not through adapters."""
@@ -117,6 +130,6 @@ class FullOptions(CSMOptions):
     learning_rate: float = 1e-5
     """Peak learning rate."""
     freeze_backbone: bool = False
-    """Do not train the backbone."""
+    """Do not train the backbone. With both frozen, the embeddings, the projection and the heads still train."""
     freeze_decoder: bool = False
-    """Do not train the depth decoder."""
+    """Do not train the depth decoder. With both frozen, the embeddings, the projection and the heads still train."""

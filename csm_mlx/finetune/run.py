@@ -46,6 +46,8 @@ def finetune(options: CSMOptions, model: CSM, export: Exporter, title: str) -> R
     backend = get("mlx")
     conversations = read_manifest(options.data_path)[: options.max_samples]
     training, held_out = _split(conversations, options)
+    dataset.check_speakers([*training, *held_out], options.mask_speakers)
+    dataset.check_audio([*training, *held_out], model.config.mimi.sample_rate_hz)
     cache = dataset.code_cache(model, backend)
     limits = dataset.Limits(options.max_audio_length_ms, options.mask_speakers)
     train_on = dataset.examples(training, model, cache, limits)

@@ -139,6 +139,10 @@ BAD_FLAGS = {
     "--target-modules attnn": "--target-modules attnn: no such module",
     "--dropout 1.5": "--dropout 1.5: expected 0 <= dropout < 1",
     "--mask-speakers 0 1": "no row is left to train on",
+    "--mask-speakers 0 7": "--mask-speakers 7: no row has this speaker; those of the data are 0 1",
+    "--lr-min-ratio 0.1": "--lr-min-ratio 0.1: does nothing with --schedule constant: give linear or cosine",
+    "--sample-speaker 1": "--sample-speaker 1: does nothing, because --sample-text is empty",
+    "--lora-rank 100000": "--lora-rank 100000: larger than any dimension of the adapted modules: expected at most 2",
     "--max-audio-length-ms 1": "no row is left to train on",
     "--val-split 0.01": "leaves one side empty",
     "--model nowhere/else/there": "--model nowhere/else/there: no such directory",
@@ -223,6 +227,24 @@ def test_bad_audio_is_named(lora, capsys, tmp_path, name, content, message):
     assert stop.value.code == 2
     assert name in error
     assert message in error
+
+
+def test_all_bad_recordings_are_named_before_any_is_encoded(lora, capsys, tmp_path, monkeypatch):
+    for name in ("b.wav", "c.wav", "d.wav"):
+        (tmp_path / name).write_bytes(b"no sound")
+    rows = _row() + [_row(audio_path=str(tmp_path / name))[0] for name in ("b.wav", "c.wav")]
+    data, held_out = tmp_path / "data.json", tmp_path / "val.json"
+    data.write_text(json.dumps(rows), encoding="utf-8")
+    held_out.write_text(json.dumps(_row(audio_path=str(tmp_path / "d.wav"))), encoding="utf-8")
+    encoded = []
+    monkeypatch.setattr("csm_mlx.tokens.encode_audio", lambda *_: encoded.append(1))
+    with pytest.raises(SystemExit) as stop:
+        lora("--val-path", held_out, data=data)
+    (error,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error:"))
+    assert stop.value.code == 2
+    assert error.startswith("error: 3 recordings cannot be trained on: ")
+    assert all(f"{tmp_path / name}: not readable as audio" in error for name in ("b.wav", "c.wav", "d.wav"))
+    assert not encoded
 
 
 def test_stereo_and_other_rates_are_taken(tmp_path):

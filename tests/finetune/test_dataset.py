@@ -73,6 +73,35 @@ def test_recordings_that_cannot_be_trained_on_are_named_at_once(folder, capsys, 
     assert f"{folder / name}.wav: {reason}" in capsys.readouterr().out
 
 
+def test_all_that_is_left_out_is_named(folder, capsys):
+    for index in range(30):
+        (folder / f"bad{index}.wav").write_bytes(b"no sound")
+    create("--audio-dir", folder, "--output-json", folder / "d.json")
+    printed = capsys.readouterr().out
+    assert "left out 33:" in printed
+    assert all(f"{folder}/bad{index}.wav: " in printed for index in range(30))
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+def test_a_wav_that_was_cut_is_named_and_a_streamed_one_is_taken(tmp_path, capsys, subtype):
+    import soundfile
+
+    sound, rate_hz = soundfile.read(RECORDINGS / "1_george_5.wav")
+    for name in ("whole", "cut", "streamed"):
+        soundfile.write(tmp_path / f"{name}.wav", sound, rate_hz, subtype=subtype)
+        (tmp_path / f"{name}.txt").write_text("one", encoding="utf-8")
+    whole = (tmp_path / "whole.wav").read_bytes()
+    (tmp_path / "cut.wav").write_bytes(whole[: len(whole) // 2])
+    at = whole.index(b"data") + 4
+    (tmp_path / "streamed.wav").write_bytes(whole[:at] + b"\xff\xff\xff\xff" + whole[at + 4 :])
+    create("--audio-dir", tmp_path, "--output-json", tmp_path / "d.json")
+    rows = json.loads((tmp_path / "d.json").read_text(encoding="utf-8"))
+    assert [row["audio_path"] for row in rows] == ["streamed.wav", "whole.wav"]
+    promised = len(sound) * (2 if subtype == "PCM_16" else 4)
+    held = len(whole) // 2 - at - 4
+    assert f"cut.wav: is cut: holds {held} of the {promised} bytes of sound" in capsys.readouterr().out
+
+
 def test_one_suffix_a_speaker_and_a_limit(folder):
     create("--audio-dir", folder, "--output-json", folder / "d.json", "--transcript-suffix", "txt", "--default-speaker", 7,
            "--max-samples", 1)  # fmt: skip

@@ -1,11 +1,16 @@
 """finetune: all weights, or those that are not frozen."""
 
+import re
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from backends import cli
 from csm_mlx import CSM, csm_tiny
+from csm_mlx.finetune import finetune
+from csm_mlx.finetune.options import FullOptions
 
 
 def base() -> dict[str, np.ndarray]:
@@ -32,6 +37,17 @@ def test_frozen_stacks_stay_and_the_rest_moves(full, flag, frozen):
     names = moved(full("--learning-rate", 1e-3, flag))
     assert not [name for name in names if name.startswith(frozen)]
     assert names == {name for name in base() if not name.startswith(frozen)}
+
+
+def test_with_both_stacks_frozen_the_help_says_what_moves(full, capsys):
+    names = moved(full("--learning-rate", 1e-3, "--freeze-backbone", "--freeze-decoder"))
+    assert {name.split(".")[0] for name in names} == {
+        "text_embeddings", "audio_embeddings", "projection", "codebook0_head", "audio_head",
+    }  # fmt: skip
+    with pytest.raises(SystemExit):
+        cli.run(finetune.main, FullOptions, ["--help"])
+    shown = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    assert shown.count("With both frozen, the embeddings, the projection and the heads still train.") == 2
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])

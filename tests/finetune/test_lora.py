@@ -24,7 +24,7 @@ def parameters(model) -> dict[str, np.ndarray]:
 
 
 def test_default_targets_are_attention_and_two_heads():
-    model = apply_lora_to_model(CSM.from_pretrained("tiny"), target_modules=TARGETS)
+    model = apply_lora_to_model(CSM.from_pretrained("tiny"))
     adapted = {name.rsplit(".", 1)[0] for name in get("mlx").trainable(model)}
     layers = [f"{stack}.layers.{n}" for stack, count in (("backbone", 4), ("decoder", 2)) for n in range(count)]
     expected = {f"{layer}.self_attn.{p}_proj" for layer in layers for p in "qkvo"} | {"codebook0_head", "projection"}
@@ -45,8 +45,33 @@ def test_exclude_and_unknown_targets():
     assert not [name for name in get("mlx").trainable(model) if name.startswith("decoder")]
     with pytest.raises(InputError, match=r"--target-modules atn: no such module; expected some of attn mlp"):
         apply_lora_to_model(CSM.from_pretrained("tiny"), target_modules=["atn"])
-    with pytest.raises(InputError, match="already carries an adapter"):
-        apply_lora_to_model(model)
+
+
+@pytest.mark.parametrize("targets", [["attn"], ["codebook0_head"], None])
+def test_a_second_adapter_is_refused_whatever_its_targets(targets, lora):
+    model = apply_lora_to_model(CSM.from_pretrained("tiny"), target_modules=["attn"])
+    with pytest.raises(InputError, match="already carries an adapter: merge it first"):
+        apply_lora_to_model(model, target_modules=targets)
+    with pytest.raises(InputError, match="already carries an adapter: merge it first"):
+        load_adapter(model, lora() / "lora_ckpt_epoch_1.safetensors")
+
+
+def test_merging_without_an_adapter_is_refused():
+    model = merge_lora_weights(apply_lora_to_model(CSM.from_pretrained("tiny")))
+    with pytest.raises(InputError, match="this model carries no adapter to merge: load one first"):
+        merge_lora_weights(model)
+
+
+def test_a_rank_above_every_dimension_is_refused():
+    with pytest.raises(InputError, match="--lora-rank 129: larger than any dimension .* expected at most 128"):
+        apply_lora_to_model(CSM.from_pretrained("tiny"), rank=129, target_modules=["projection"])
+    apply_lora_to_model(CSM.from_pretrained("tiny"), rank=128, target_modules=["projection"])
+
+
+def test_a_file_made_with_the_command_s_defaults_loads_with_the_function_s(lora):
+    path = lora() / "lora_ckpt_epoch_1.safetensors"
+    model = load_lora_weights(apply_lora_to_model(CSM.from_pretrained("tiny")), path)
+    assert (parameters(model)["projection.lora_B"] == weights(path)["projection.lora_B"]).all()
 
 
 def test_only_the_adapter_trains_and_is_saved(lora):

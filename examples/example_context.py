@@ -3,10 +3,12 @@
 python examples/example_context.py question.wav "How are you?" answer.wav "Fine, and you?" output.wav 1b
 """
 
-import audiofile
+import sys
+
 import numpy as np
 
 from backends import cli
+from backends.data import audio
 from csm_mlx import CSM, Segment, generate
 
 
@@ -18,10 +20,13 @@ def main(
         Segment(speaker=0, text=first_text, audio_path=first),
         Segment(speaker=1, text=second_text, audio_path=second),
     ]
-    audio = generate(model, text="I am well, thank you.", speaker=0, context=context, max_audio_length_ms=5000, seed=0)
-    audiofile.write(output, np.asarray(audio), 24000)
+    sound = generate(model, text="I am well, thank you.", speaker=0, context=context, max_audio_length_ms=5000, seed=0)
+    audio.write(output, np.asarray(sound), 24000)
     print(f"wrote {output}")
 
 
 if __name__ == "__main__":
-    cli.script(main)
+    if "--help" in sys.argv:
+        print(__doc__)
+    else:
+        cli.script(main)

@@ -1,13 +1,18 @@
-"""Speak with a fully fine-tuned model; the last argument is the base it was trained from.
+"""Speak with a fully fine-tuned model.
 
-python examples/example_finetuned_full.py finetune_output/ckpt_epoch_5.safetensors "Your text here" 0 output.wav 1b
+python examples/example_finetuned_full.py finetune_output/ckpt_epoch_5.safetensors "Your text here" 0 output.wav
+
+The file holds its model's configuration; for one that does not, give the base that it was trained from (1b, a directory
+or a Hub id) as the last argument.
 """
 
-import audiofile
+import sys
+
 import numpy as np
 
 from backends import cli
-from csm_mlx import CSM, csm_1b, csm_tiny, generate
+from backends.data import audio
+from csm_mlx import CSM, generate
 
 
 def main(
@@ -15,14 +20,16 @@ def main(
     text: str = "This is my fine-tuned voice.",
     speaker: int = 0,
     output: str = "output.wav",
-    base: str = "1b",
+    base: str = "",
 ) -> None:
-    model = CSM(csm_tiny() if base == "tiny" else csm_1b())
-    model.load_weights(path)
-    audio = generate(model, text=text, speaker=speaker, context=[], max_audio_length_ms=5000, seed=0)
-    audiofile.write(output, np.asarray(audio), 24000)
+    model = CSM.from_pretrained(base, weights=path) if base else CSM.from_pretrained(path)
+    sound = generate(model, text=text, speaker=speaker, context=[], max_audio_length_ms=5000, seed=0)
+    audio.write(output, np.asarray(sound), 24000)
     print(f"wrote {output}")
 
 
 if __name__ == "__main__":
-    cli.script(main)
+    if "--help" in sys.argv:
+        print(__doc__)
+    else:
+        cli.script(main)

@@ -3,20 +3,24 @@
 python examples/example_stream.py "A long story." output.wav 1b
 """
 
+import sys
+
 import numpy as np
-import soundfile
 
 from backends import cli
+from backends.data.stream import write_stream
 from csm_mlx import CSM, stream_generate
 
 
 def main(text: str, output: str = "output.wav", base: str = "1b") -> None:
     model = CSM.from_pretrained(base)
-    with soundfile.SoundFile(output, "w", samplerate=24000, channels=1) as file:
-        for chunk in stream_generate(model, text=text, speaker=0, context=[], max_audio_length_ms=5000, seed=0):
-            file.write(np.asarray(chunk))
+    chunks = stream_generate(model, text=text, speaker=0, context=[], max_audio_length_ms=5000, seed=0)
+    write_stream(output, (np.asarray(chunk) for chunk in chunks), 24000)
     print(f"wrote {output}")
 
 
 if __name__ == "__main__":
-    cli.script(main)
+    if "--help" in sys.argv:
+        print(__doc__)
+    else:
+        cli.script(main)

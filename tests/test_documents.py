@@ -1,6 +1,7 @@
 """The Python blocks of README and docs run, and their shell commands parse, on the tiny model."""
 
 import dataclasses
+import json
 import re
 import shlex
 import shutil
@@ -12,6 +13,8 @@ import pytest
 
 from backends import cli
 from backends.layouts import convert
+from backends.layouts.files import CONFIG_KEY
+from backends.mlx_backend.saving import save
 from csm_mlx import tiny
 from csm_mlx.finetune.create_dataset import CreateDatasetOptions
 from csm_mlx.finetune.lora import apply_lora_to_model
@@ -66,7 +69,8 @@ def workplace(tmp_path, monkeypatch):
     model, backend = tiny.model(), get("mlx")
     mx.save_safetensors(str(tmp_path / "ckpt.safetensors"), backend.parameters(model))
     (tmp_path / "finetune_output").mkdir()
-    shutil.copy(tmp_path / "ckpt.safetensors", tmp_path / "finetune_output" / "ckpt_epoch_5.safetensors")
+    held = {CONFIG_KEY: json.dumps(model.config.to_json())}
+    save(tmp_path / "finetune_output" / "ckpt_epoch_5.safetensors", model, held)
     (tmp_path / "recordings").mkdir()
     shutil.copy(ROOT / "examples/fsdd_george/train/1_george_5.wav", tmp_path / "recordings" / "1.wav")
     apply_lora_to_model(model, rank=8, alpha=16.0, target_modules=["attn", "codebook0_head", "projection"])
@@ -102,7 +106,7 @@ def test_shell_commands_parse(document):
 
 EXAMPLES = {
     "example_finetuned_lora.py": ["lora_finetune_output/lora_ckpt_epoch_5.safetensors", "Your custom text here", "0"],
-    "example_finetuned_full.py": ["finetune_output/ckpt_epoch_5.safetensors", "Hello", "0", "output.wav", "tiny"],
+    "example_finetuned_full.py": ["finetune_output/ckpt_epoch_5.safetensors", "Hello", "0"],
     "example_context.py": ["recordings/1.wav", "one", "recordings/1.wav", "one", "output.wav", "tiny"],
     "example_stream.py": ["Hello", "output.wav", "tiny"],
 }
@@ -116,6 +120,44 @@ def test_examples_run(name, workplace):
     sound, rate_hz = soundfile.read(workplace / "output.wav")
     assert rate_hz == 24000
     assert 1920 <= sound.size <= 62 * 1920
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_say_how_they_are_used(name, workplace):
+    command = [sys.executable, ROOT / "examples" / name, "--help"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=workplace)
+    assert f"python examples/{name} " in done.stdout
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_on_a_full_disk_end_in_one_line_and_leave_nothing(name, workplace):
+    import resource
+
+    def fill() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+    command = [sys.executable, ROOT / "examples" / name, *EXAMPLES[name]]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=workplace, preexec_fn=fill)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: output.wav: cannot be written (")
+    assert not list(workplace.glob("*.wav*"))
+
+
+def test_the_full_example_takes_a_base_for_a_file_without_a_configuration(workplace):
+    command = [
+        sys.executable,
+        ROOT / "examples" / "example_finetuned_full.py",
+        "ckpt.safetensors",
+        "Hello",
+        "0",
+        "a.wav",
+    ]
+    subprocess.run([*command, "tiny"], check=True, cwd=workplace)
+    assert (workplace / "a.wav").is_file()
+    done = subprocess.run(command, capture_output=True, text=True, cwd=workplace)
+    assert done.returncode == 2
+    assert "ckpt.safetensors: its configuration is needed" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

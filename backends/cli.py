@@ -3,20 +3,17 @@
 import contextlib
 import inspect
 import io
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from difflib import get_close_matches
-from pathlib import Path
 from types import ModuleType
 from typing import TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.conf import UseAppendAction
 
-from backends import blas
+from backends import blas, config_file
 from backends.errors import InputError
 
 Options = TypeVar("Options")
@@ -80,7 +77,7 @@ def parse(options: type[Options], argv: Sequence[str]) -> Options:
     argv = list(argv)
     _refuse_split_lists(options, argv)
     if "config" in {field.name for field in fields(options)}:  # type: ignore[arg-type]
-        argv = _config_flags(options, argv) + argv
+        argv = config_file.flags(options, argv) + argv
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -123,49 +120,3 @@ def _one_line(text: str) -> str:
     body = re.sub(r"\s*For full helptext, .*|\s*Got errors: .*?(?= Argument helptext|$)", "", " ".join(rest))
     repeats = title == "Value error" or body.lower().startswith(title.lower().split(" ")[0])
     return f"{body if repeats else f'{title.lower()}: {body}'}; see --help"
-
-
-def _config_flags(options: type, argv: Sequence[str]) -> list[str]:
-    """The flags that stand for the JSON file given with --config, if any."""
-    path = None
-    for index, flag in enumerate(argv):
-        if flag == "--config" and index + 1 < len(argv):
-            path = Path(argv[index + 1])
-        elif flag.startswith("--config="):
-            path = Path(flag.removeprefix("--config="))
-    return (
-        [] if path is None else [flag for name, value in _config(options, path).items() for flag in _flag(name, value)]
-    )
-
-
-def _config(options: type, path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"--config {path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(f"--config {path}: not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"--config {path}: expected a JSON object of options")
-    known, types = {field.name for field in fields(options)}, get_type_hints(options)
-    content = {name.replace("-", "_"): value for name, value in content.items()}
-    for name, value in content.items():
-        if types.get(name) is bool and not isinstance(value, bool):
-            raise InputError(f"--config {path}: {name!r} is {value!r}, expected true or false")
-        if name not in known:
-            close = get_close_matches(name, known, 1)
-            raise InputError(
-                f"--config {path}: unknown option {name!r}" + (f", did you mean {close[0]!r}?" if close else "")
-            )
-    return content
-
-
-def _flag(name: str, value: object) -> list[str]:
-    flag = f"--{name.replace('_', '-')}"  # with "=", so that a value may begin with a hyphen
-    if isinstance(value, bool):
-        return [flag if value else f"--no-{flag[2:]}"]
-    if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
-        return [f"{flag}={json.dumps(value)}"]
-    if isinstance(value, list):
-        return [flag, *map(str, value)]
-    return [f"{flag}={value}"]

@@ -105,7 +105,7 @@ def test_every_option_is_read_somewhere():
     for options in (LoRAOptions, FullOptions, CreateDatasetOptions, GenerateOptions):
         names = {field.name for field in dataclasses.fields(options)} - {
             "config"
-        }  # read by backends.cli from the flags
+        }  # read by backends.config_file from the flags
         assert names <= used, names - used
 
 
@@ -329,8 +329,49 @@ def test_config_values_that_look_like_flags_or_are_no_switches(tmp_path):
     options = cli.parse(LoRAOptions, ["--config", str(file)])
     assert (options.sample_text, options.target_modules) == ("--loud", ("attn",))
     file.write_text('{"data_path": "d.json", "train_embeddings": "yes"}', encoding="utf-8")
-    with pytest.raises(InputError, match="'train_embeddings' is 'yes', expected true or false"):
+    with pytest.raises(InputError, match="'train_embeddings' is \"yes\", expected true or false"):
         cli.parse(LoRAOptions, ["--config", str(file)])
+
+
+BAD_FILES = {
+    '{"learning_rate": true}': "'learning_rate' is true, expected a number",
+    '{"learning_rate": "fast"}': "'learning_rate' is \"fast\", expected a number",
+    '{"lora_rank": "4x"}': "'lora_rank' is \"4x\", expected a whole number",
+    '{"lora_rank": 4.5}': "'lora_rank' is 4.5, expected a whole number",
+    '{"lora_rank": null}': "'lora_rank' is null, expected a whole number",
+    '{"max_samples": [3]}': "'max_samples' is [3], expected a whole number or null",
+    '{"optimizer": "lion"}': '\'optimizer\' is "lion", expected one of "adamw", "adam", "sgd"',
+    '{"dtype": "int8"}': '\'dtype\' is "int8", expected one of "float32", "bfloat16", "float16" or null',
+    '{"data_path": 3}': "'data_path' is 3, expected a path",
+    '{"model": false}': "'model' is false, expected a text",
+    '{"mask_speakers": [1, "x"]}': "'mask_speakers' is [1, \"x\"], expected a list, each item a whole number",
+    '{"config": "other.json"}': "'config' is no option of a file: give one file, with --config",
+    '{"epochs": 3, "seed": 1, "epochs": 5}': "'epochs' is given 2 times: give it once",
+    '{"learning-rate": 1, "learning_rate": 2}': "'learning_rate' is given 2 times: give it once",
+}
+
+
+@pytest.mark.parametrize("content", BAD_FILES)
+def test_a_bad_config_file_is_one_line_with_file_and_key(tmp_path, content, capsys):
+    file = tmp_path / "c.json"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda _options: None, LoRAOptions, ["--config", str(file)])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: --config {file}: {BAD_FILES[content]}\n"
+
+
+def test_config_values_that_flags_would_take_are_taken(tmp_path):
+    file = tmp_path / "c.json"
+    file.write_text(
+        '{"data_path": "d.json", "lora_rank": "4", "learning_rate": 1, "sample_text": 7, "max_samples": null, '
+        '"mask_speakers": 3, "dtype": "float32", "target_modules": []}',
+        encoding="utf-8",
+    )
+    options = cli.parse(LoRAOptions, ["--config", str(file)])
+    assert (options.lora_rank, options.learning_rate, options.sample_text) == (4, 1.0, "7")
+    assert (options.max_samples, options.mask_speakers, options.dtype) == (None, (3,), "float32")
+    assert options.target_modules == ()
 
 
 def test_a_full_disk_leaves_no_half_written_sound(tmp_path, monkeypatch):

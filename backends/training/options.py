@@ -41,11 +41,11 @@ class TrainOptions:
     lr_min_ratio: float = 0.0
     """The share of the peak that linear and cosine fall to."""
     save_every: int = 100
-    """Save a checkpoint, and an adapter or CSM's weights, every so many optimizer steps; 0 turns it off."""
+    """Save a checkpoint every so many optimizer steps, and a file of that step if the command exports such; 0: off."""
     save_minutes: float = 10.0
     """Also save when so many minutes have passed since the last checkpoint; 0 turns it off."""
     keep_last: int = 2
-    """Checkpoints to continue from that are kept; lora_ckpt_* and ckpt_* files stay until you delete them."""
+    """Checkpoints to continue from that are kept; exported adapters and weights do not count and are not deleted."""
     log_every: int = 10
     """Optimizer steps per row of metrics.csv, which holds their mean."""
     eval_every: int = 0
@@ -57,7 +57,7 @@ class TrainOptions:
     resume: bool = True
     """Continue from the newest checkpoint in the run directory; --no-resume starts over."""
     resume_from: Path | None = None
-    """A checkpoint directory to continue from, or a weights file to start from with a new optimizer."""
+    """A checkpoint directory to continue from, or a single exported file to start from with a new optimizer."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the training step; auto: on a GPU."""
 

@@ -1,6 +1,7 @@
 """The loop on the small task: what it writes, when it saves, evaluates, stops, and what it refuses to continue."""
 
 import errno
+import inspect
 import json
 import os
 import signal
@@ -449,3 +450,9 @@ def test_every_option_is_used():
     for name in TrainOptions.__dataclass_fields__:
         assert name in by_the_family or f"self.{name}" in sources or f"options.{name}" in sources, name
     assert replace(options("x"), max_norm=0).optim().max_norm is None
+
+
+def test_shared_options_speak_of_no_family():
+    """Their help stands in the commands of all."""
+    text = inspect.getsource(TrainOptions)
+    assert [name for name in ("CSM", "MusicGen", "SNAC", "Mimi", "EnCodec", "ckpt_") if name in text] == []

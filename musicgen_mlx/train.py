@@ -20,7 +20,7 @@ from backends.data.codes import CodeCache, default_cache
 from backends.errors import InputError
 from backends.training import launch
 from backends.training.loop import Result, train
-from backends.training.state import frozen_identity
+from backends.training.state import check_early, frozen_identity
 from musicgen_mlx import dataset
 from musicgen_mlx.config import MusicGenConfig, of_scale
 from musicgen_mlx.studio import Studio, from_pretrained, from_scratch
@@ -39,6 +39,8 @@ def train_model(options: MusicGenOptions) -> Result:
     """Train as the options say, or continue the run in their output_dir."""
     backend = get(options.backend, options.device)
     chief = backend.world.rank == 0
+    settings = {name: value for name, value in asdict(options).items() if name not in MAY_DIFFER}
+    check_early(backend, options, settings)
     train_on, held_out = recordings(options)
     studio = load(options, backend)
     config = studio.config
@@ -51,7 +53,6 @@ def train_model(options: MusicGenOptions) -> Result:
     )  # fmt: skip
     if chief:
         print(_describe(options, backend, studio, task))
-    settings = {name: value for name, value in asdict(options).items() if name not in MAY_DIFFER}
     result = train(
         backend, studio.model, _with_precision(task, options, backend, studio.model), options,
         title=f"MusicGen on {options.data.name}", identity=_identity(backend, studio, task), settings=settings,

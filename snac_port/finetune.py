@@ -21,6 +21,7 @@ from backends.training.baselines import Baselines
 from backends.training.codec_training import CodecTraining
 from backends.training.curriculum import stages
 from backends.training.loop import Result
+from backends.training.state import check_early
 from snac_port import loss
 from snac_port.finetune_options import FinetuneOptions
 from snac_port.load import from_pretrained, save
@@ -37,6 +38,7 @@ def finetune(options: FinetuneOptions) -> Result:
     """Train as the options say, or continue the run in their output_dir."""
     backend = get(options.backend, options.device)
     options.check_precision(backend)
+    check_early(backend, options.training(), options.settings())
     model: Any = from_pretrained(options.pretrained_model, backend.name, options.device, option="--pretrained-model")
     family, task, identity = _task(options, backend, model)
     backend.train_only(
@@ -50,7 +52,7 @@ def finetune(options: FinetuneOptions) -> Result:
         backend=backend,
         loss=family.loss,
         identity=identity,
-        settings={**options.settings(), "schedule": "cosine"},
+        settings=options.settings(),
         best=options.output_dir / "best_model",
     )
     training.say(_describe(options, training))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from backends.base import Window
 from backends.errors import InputError
@@ -88,6 +89,9 @@ class FinetuneOptions(CodecRunOptions):
     @property
     def decoder_only(self) -> bool:
         return self.freeze_encoder and self.freeze_vq
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "schedule": "cosine"}
 
     def training(self) -> TrainOptions:
         """The same for `backends.training.loop`."""

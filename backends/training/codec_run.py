@@ -19,6 +19,7 @@ from backends.training.codec_training import CodecTraining
 from backends.training.curriculum import stages
 from backends.training.loop import Result
 from backends.training.rvq_codec import RVQFamily
+from backends.training.state import check_early
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def run(opened: Callable[[Backend, str | None, str | None, int], Codec], options
     """
     backend = get(options.backend, options.device)
     options.check_precision(backend)
+    check_early(backend, options.training(), options.settings())
     found = opened(backend, options.codec, options.scale, options.seed)
     task, family, identity = _task(found, options, backend)
     codebooks = rvq_codec.buffers(family, found.model)

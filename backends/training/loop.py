@@ -59,7 +59,7 @@ def train(
     process is at it, or all its checkpoints are damaged.
     """
     same = {**(identity or {}), "number of processes": str(backend.world.size)}  # of which an update takes a batch each
-    config = {**json.loads(json.dumps(settings or asdict(options), default=str)), "identity": same}
+    config = {**state.plain(settings or asdict(options)), "identity": same}
     with lock.held(options.output_dir) if backend.world.rank == 0 else nullcontext():
         return _Run(backend, model, task, options, title, config).to_the_end()
 

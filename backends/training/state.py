@@ -9,8 +9,9 @@ from typing import Any
 from backends.adapters.files import load_trained
 from backends.base import Backend, Hooks, Metrics, TrainStep
 from backends.errors import InputError
+from backends.training import lock
 from backends.training.checkpoints import Checkpoints
-from backends.training.options import MAY_CHANGE
+from backends.training.options import MAY_CHANGE, TrainOptions
 
 
 @dataclass
@@ -82,21 +83,51 @@ def frozen_identity(backend: Backend, model: Any) -> str:
     return backend.fingerprint({name: flat[:: len(flat) // 1000 + 1] for name, flat in frozen.items()})
 
 
+def check_early(backend: Backend, options: TrainOptions, settings: dict[str, Any] | None = None) -> None:
+    """Refuse before any recording is read what `backends.training.loop.train` would refuse after all are encoded.
+
+    Raises InputError where the run directory cannot be written or is in use, or its newest checkpoint was trained with
+    other options; `settings` as for `train`.
+    """
+    if backend.world.rank > 0:
+        return
+    with lock.held(options.output_dir):
+        found = Checkpoints(options.output_dir / "checkpoints", options.keep_last).all() if options.resume else []
+    if not found:
+        return
+    try:
+        payload = json.loads((found[-1] / "trainer.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # damaged: the one before may do
+    _same_options(found[-1], {**payload["config"], "backend": payload["backend"]}, {
+        **plain(settings or asdict(options)), "identity": {"dataset": ""}, "backend": backend.name,
+    })  # fmt: skip
+
+
+def plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Options as they stand in config.json."""
+    return json.loads(json.dumps(settings, default=str))
+
+
 def _same_run(path: Path, saved: dict, asked: dict) -> None:
-    may_change = set(MAY_CHANGE)
+    _same_options(path, saved, asked)
+    if changed := _differing(saved["identity"], asked["identity"]):  # after the options, which may be the cause
+        raise InputError(
+            f"the {' and the '.join(changed)} {'has' if len(changed) == 1 else 'have'} changed since {path} was saved: "
+            "use another --output-dir, or --no-resume to start over"
+        )
+
+
+def _same_options(path: Path, saved: dict, asked: dict) -> None:
+    may_change = set(MAY_CHANGE) | {"identity"}
     if asked.get("schedule") != "constant":
         may_change.discard("epochs")  # the schedule's end moves with it
     if asked.get("resume_from") == str(path):
         may_change.add("resume_from")  # the other run did not start from itself
     if "dataset" in asked["identity"]:
         may_change |= {"data_path", "val_path"}  # what they hold is the same
-    if changed := [name for name in _differing(saved, asked) if name not in may_change | {"identity"}]:
+    if changed := [name for name in _differing(saved, asked) if name not in may_change]:
         raise InputError(_other_options(path, {name: (saved.get(name), asked.get(name)) for name in changed}))
-    if changed := _differing(saved["identity"], asked["identity"]):  # after the options, which may be the cause
-        raise InputError(
-            f"the {' and the '.join(changed)} {'has' if len(changed) == 1 else 'have'} changed since {path} was saved: "
-            "use another --output-dir, or --no-resume to start over"
-        )
 
 
 def _differing(saved: dict, asked: dict) -> list[str]:

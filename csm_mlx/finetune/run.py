@@ -14,7 +14,7 @@ from backends.data.manifest import Clip, Conversation, read_manifest
 from backends.errors import InputError
 from backends.seeds import rng
 from backends.training.loop import Result, train
-from backends.training.state import frozen_identity
+from backends.training.state import check_early, frozen_identity
 from csm_mlx.companions import codec_of
 from csm_mlx.finetune import dataset
 from csm_mlx.finetune.estimate import describe
@@ -44,6 +44,7 @@ def load_model(options: CSMOptions, *, trains_whole: bool) -> CSM:
 def finetune(options: CSMOptions, model: CSM, export: Exporter, title: str) -> Result:
     """Train what is trainable in `model` on the options' dataset, as `backends.training.loop.train` does."""
     backend = get("mlx")
+    check_early(backend, options)
     conversations = read_manifest(options.data_path)[: options.max_samples]
     training, held_out = _split(conversations, options)
     dataset.check_speakers([*training, *held_out], options.mask_speakers)

@@ -21,6 +21,7 @@ from backends.training.evaluation import validate
 from backends.training.log import read
 from backends.training.options import TrainOptions
 from backends.training.report import write_report
+from backends.training.state import check_early
 
 SPEC = LoRASpec(rank=4, alpha=6.0, dropout=0.1)
 # 20 clips, batches of 3, 2 per update: 4 updates per epoch
@@ -257,6 +258,17 @@ def test_options_that_differ_are_an_error_with_both_values(side, tmp_path):
     after = sorted((path, path.read_bytes()) for path in (tmp_path / "checkpoints").rglob("*") if path.is_file())
     assert before == after
     train(side, tmp_path, epochs=2, log_every=1, save_every=2, keep_last=1, eval_every=3, patience=9)  # these may
+
+
+def test_options_that_differ_are_refused_before_anything_is_read(side, tmp_path):
+    train(side, tmp_path / "run", epochs=1)
+    check_early(side.backend, options(tmp_path / "run", epochs=2))
+    with pytest.raises(InputError, match="--learning-rate is 0.5, but .*step_4 was trained with 0.01"):
+        check_early(side.backend, options(tmp_path / "run", epochs=2, learning_rate=0.5))
+    check_early(side.backend, options(tmp_path / "run", learning_rate=0.5, resume=False))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="--output-dir .*file: cannot be written"):
+        check_early(side.backend, options(tmp_path / "file"))
 
 
 def test_with_a_falling_schedule_the_end_may_not_move(side, tmp_path):

@@ -91,7 +91,7 @@ def test_help_says_that_weights_files_stay(capsys):
         cli.run(finetune.main, FullOptions, ["--help"])
     assert stop.value.code == 0
     shown = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
-    assert "lora_ckpt_* and ckpt_* files stay until you delete them" in shown
+    assert "exported adapters and weights do not count and are not deleted" in shown
 
 
 def test_every_option_is_read_somewhere():

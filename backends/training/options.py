@@ -79,6 +79,10 @@ class TrainOptions:
             raise InputError(f"--learning-rate {self.learning_rate}: expected a positive number")
         if not 0 <= self.lr_min_ratio <= 1:
             raise InputError(f"--lr-min-ratio {self.lr_min_ratio}: expected a share of the peak, 0 to 1")
+        if self.lr_min_ratio and self.schedule == "constant":
+            raise InputError(
+                f"--lr-min-ratio {self.lr_min_ratio}: does nothing with --schedule constant: give linear or cosine"
+            )
 
     def optim(self) -> OptimSpec:
         return OptimSpec(

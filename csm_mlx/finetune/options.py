@@ -76,10 +76,6 @@ class CSMOptions(TrainOptions):
 
     def _refuse_idle(self) -> None:
         """Options that would do nothing are an error: who gives them expects something."""
-        if self.lr_min_ratio and self.schedule == "constant":
-            raise InputError(
-                f"--lr-min-ratio {self.lr_min_ratio}: does nothing with --schedule constant: give linear or cosine"
-            )
         if self.sample_speaker is not None and self.sample_text == "":
             raise InputError(
                 f"--sample-speaker {self.sample_speaker}: does nothing, because --sample-text is empty: leave one out"

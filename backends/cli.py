@@ -41,7 +41,13 @@ def callable_module(name: str, function: Callable) -> None:
 
 
 def script(main: Callable[..., object]) -> None:
-    """Call `main` with the words of the command line, read as the types of its parameters; errors as in `run`."""
+    """Call `main` with the words of the command line, read as the types of its parameters; errors as in `run`.
+
+    With --help print what `main`'s file says of itself.
+    """
+    if "--help" in sys.argv:
+        print(main.__globals__["__doc__"])
+        return
     words, parameters = sys.argv[1:], list(inspect.signature(main).parameters.values())
     required = sum(parameter.default is parameter.empty for parameter in parameters)
     with _one_line_errors():

@@ -3,8 +3,6 @@
 python examples/example_context.py question.wav "How are you?" answer.wav "Fine, and you?" output.wav 1b
 """
 
-import sys
-
 import numpy as np
 
 from backends import cli
@@ -26,7 +24,4 @@ def main(
 
 
 if __name__ == "__main__":
-    if "--help" in sys.argv:
-        print(__doc__)
-    else:
-        cli.script(main)
+    cli.script(main)

@@ -6,8 +6,6 @@ The file holds its model's configuration; for one that does not, give the base t
 or a Hub id) as the last argument.
 """
 
-import sys
-
 import numpy as np
 
 from backends import cli
@@ -29,7 +27,4 @@ def main(
 
 
 if __name__ == "__main__":
-    if "--help" in sys.argv:
-        print(__doc__)
-    else:
-        cli.script(main)
+    cli.script(main)

@@ -3,7 +3,6 @@
 python examples/example_finetuned_lora.py lora_finetune_output/lora_ckpt_epoch_5.safetensors "Your text here" 0
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,4 @@ def main(path: str, text: str = "This is my fine-tuned voice.", speaker: int = 0
 
 
 if __name__ == "__main__":
-    if "--help" in sys.argv:
-        print(__doc__)
-    else:
-        cli.script(main)
+    cli.script(main)

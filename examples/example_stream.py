@@ -3,8 +3,6 @@
 python examples/example_stream.py "A long story." output.wav 1b
 """
 
-import sys
-
 import numpy as np
 
 from backends import cli
@@ -20,7 +18,4 @@ def main(text: str, output: str = "output.wav", base: str = "1b") -> None:
 
 
 if __name__ == "__main__":
-    if "--help" in sys.argv:
-        print(__doc__)
-    else:
-        cli.script(main)
+    cli.script(main)

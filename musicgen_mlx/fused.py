@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_map
 
+from backends.mlx_backend.device import on_gpu
 from backends.mlx_backend.fusing import arrays, is_current, join
 from backends.mlx_backend.lora import adapters
 from musicgen_mlx.attention import KeysValues
@@ -27,7 +28,7 @@ def fused_path(model: MusicGen, rows: int) -> "FusedPath | None":
     None where its modules must be asked.
     """
     plain = model.dtype == mx.float32 and not any("scales" in module for _, module in model.named_modules())
-    if mx.default_device() != mx.Device(mx.cpu) or not plain or adapters(model):
+    if on_gpu() or not plain or adapters(model):
         return None
     kept = model._companions.get("fused")
     if kept is None or not is_current(model, kept.source):

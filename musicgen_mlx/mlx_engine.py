@@ -10,6 +10,7 @@ import numpy as np
 
 from backends.base import Memory
 from backends.mlx_backend import memory
+from backends.mlx_backend.device import on_gpu
 from backends.mlx_backend.sampling import Sampler
 from musicgen_mlx import condition, generation, load
 from musicgen_mlx.companions import codec_of
@@ -38,7 +39,7 @@ class Engine:
         Without a `dtype` the weights keep the file's, except that the CPU, which is slow at others, gets float32.
         """
         model = load.from_pretrained(source, codec=codec, text_encoder=text_encoder, dtype=dtype)
-        if dtype is None and mx.default_device() == mx.Device(mx.cpu):
+        if dtype is None and not on_gpu():
             model.set_dtype(mx.float32)
         if bits:
             nn.quantize(model, GROUP, bits, class_predicate=_fits)

@@ -176,7 +176,8 @@ def _their_stack(config: LlamaConfig) -> dict:
 
 
 def matrix_products(model: CSM, frames: int) -> Callable[[], float]:
-    """Seconds for nothing but the products with weights that a frame needs, in the form in which it does them."""
+    """Seconds for nothing but a frame's matrix products, with weights and of attention, in the form in which it does
+    them."""
     config = model.config
     products = [(1, layer) for layer in _linears(model.backbone)] + [(1, model.codebook0_head.weight)]
     for codebook in range(1, config.codebooks):
@@ -189,13 +190,14 @@ def matrix_products(model: CSM, frames: int) -> Callable[[], float]:
         (rows, weight.shape[1]): forms.enter(mx.random.normal((rows, weight.shape[1]))) for rows, weight in products
     }
     products = [(inputs[rows, weight.shape[1]], forms.kept(weight)) for rows, weight in products]
-    last = mx.random.normal((1, config.decoder.width))
-    mx.eval(products, last)
+    last, attended = mx.random.normal((1, config.decoder.width)), _attended(config, frames)
+    mx.eval(products, last, attended)
 
     def run() -> float:
         started = time.perf_counter()
         for _ in range(frames):
-            mx.eval([forms.linear(x, weight) for x, weight in products] + [last @ head for head in heads])
+            with_weights = [forms.linear(x, weight) for x, weight in products] + [last @ head for head in heads]
+            mx.eval(with_weights, [(q @ keys.swapaxes(2, 3), scores @ keys) for q, keys, scores in attended])
         return time.perf_counter() - started
 
     return run
@@ -203,6 +205,18 @@ def matrix_products(model: CSM, frames: int) -> Callable[[], float]:
 
 def _linears(stack) -> list[mx.array]:
     return [value for name, value in parameters(stack).items() if name.endswith("proj.weight")]
+
+
+def _attended(config: CSMConfig, frames: int) -> list[tuple[mx.array, mx.array, mx.array]]:
+    """Queries, keys (as many values) and scores of each layer's attention in the middle one of so many frames."""
+    first = [(config.backbone, 1, PROMPT_ROWS + frames // 2)] * config.backbone.layers
+    depth = [(config.decoder, 2 if codebook == 1 else 1, codebook + 1) for codebook in range(1, config.codebooks)]
+    found = []
+    for stack, rows, seen in first + depth * config.decoder.layers:
+        H, queries, d = stack.kv_heads, rows * stack.heads // stack.kv_heads, stack.head_dim
+        shapes = (1, H, queries, d), (1, H, seen, d), (1, H, queries, seen)
+        found.append(tuple(mx.random.normal(shape) for shape in shapes))
+    return found
 
 
 def our_primitives(model: CSM) -> int:

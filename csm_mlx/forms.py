@@ -5,12 +5,12 @@ those fall apart into 11, 29 and 13 primitives, `CPUForms` does the same with 7,
 (D, B T): a frame's one column is a vector either way, and of the rows of a batch BLAS reads the weights faster so.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
 
-from backends.mlx_backend.elu import exp
 from csm_mlx.config import LlamaConfig
 from csm_mlx.llama import rope_wavelengths
 
@@ -144,7 +144,7 @@ class CPUForms:
         return layer["gate"] @ x, layer["up"] @ x
 
     def gated(self, gate: mx.array, up: mx.array) -> mx.array:
-        return gate * up / (1 + exp(-gate))
+        return gate * up / (1 + mx.power(1 / math.e, gate))  # e^-gate, as in mlx_backend/elu.py
 
     def position(self, offset: Any, length: int) -> mx.array:
         """The rotations (1, heads, length, d / 2) of the positions from `offset` on."""

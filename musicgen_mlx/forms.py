@@ -28,7 +28,7 @@ class Forms(Protocol):
 
     def leave(self, x: mx.array) -> mx.array: ...
     def linear(self, x: mx.array, weight: mx.array) -> mx.array: ...
-    def plus_linear(self, residual: mx.array, x: mx.array, weight: mx.array, scale: float = 1.0) -> mx.array: ...
+    def plus_linear(self, residual: mx.array, x: mx.array, weight: mx.array) -> mx.array: ...
     def norm(self, x: mx.array, norm: Norm) -> mx.array: ...
 
 
@@ -50,8 +50,8 @@ class Columns:
     def linear(self, x: mx.array, weight: mx.array) -> mx.array:
         return weight @ x
 
-    def plus_linear(self, residual: mx.array, x: mx.array, weight: mx.array, scale: float = 1.0) -> mx.array:
-        return mx.addmm(residual, weight, x, alpha=scale)
+    def plus_linear(self, residual: mx.array, x: mx.array, weight: mx.array) -> mx.array:
+        return mx.addmm(residual, weight, x)
 
     def norm(self, x: mx.array, norm: Norm) -> mx.array:
         centred = x - self.mean @ x
@@ -76,8 +76,8 @@ class Rows:
     def linear(self, x: mx.array, weight: mx.array) -> mx.array:
         return x @ weight
 
-    def plus_linear(self, residual: mx.array, x: mx.array, weight: mx.array, scale: float = 1.0) -> mx.array:
-        return mx.addmm(residual, x, weight, alpha=scale)
+    def plus_linear(self, residual: mx.array, x: mx.array, weight: mx.array) -> mx.array:
+        return mx.addmm(residual, x, weight)
 
     def norm(self, x: mx.array, norm: Norm) -> mx.array:
         centred = x - x @ self.mean

@@ -5,7 +5,6 @@ a dozen primitives each on the CPU, are written out. Fused weights share their m
 and its like become views of them.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +19,13 @@ from musicgen_mlx.forms import Form, Forms, form_for
 from musicgen_mlx.model import Memory, MusicGen, sinusoids
 
 Weights = dict[str, Any]
+
+# A polynomial of t, constant first: Phi(-t) to the power of -1 / 32. Fitted for 0 <= t <= 6 to the least greatest error
+# of t Phi(-t), which is 1.2e-7.
+_ROOT_OF_TAIL = (
+    1.0218973627714245, 0.025478277504221825, 0.010485194363795058, 0.0014191720454984915, -8.113124914327528e-05,
+    2.0214854362224623e-05,
+)  # fmt: skip
 
 
 def fused_path(model: MusicGen, rows: int) -> "FusedPath | None":
@@ -86,7 +92,7 @@ class FusedPath:
                 q = self._heads(forms.linear(forms.norm(x, layer["norm_cross"]), layer["cross_q"]))
                 x = forms.plus_linear(x, self._attended(q, *crossed[index], cross_mask), layer["cross_out"])
             u = forms.linear(forms.norm(x, layer["norm2"]), layer["up"])
-            x = forms.plus_linear(x, u * (1 + mx.erf(u * math.sqrt(0.5))), layer["down"], 0.5)
+            x = forms.plus_linear(x, gelu(u), layer["down"])
         logits = forms.leave(forms.linear(forms.norm(x, self.weights["norm"]), self.weights["heads"]))
         return logits.reshape(-1, config.codebooks, config.entries), kept
 
@@ -100,6 +106,21 @@ class FusedPath:
         scores = (q * keys.shape[-1] ** -0.5) @ keys.swapaxes(2, 3)
         scores = scores if mask is None else scores + mask
         return self.forms.enter((mx.softmax(scores, axis=-1) @ values).reshape(len(keys), -1))
+
+
+def gelu(x: mx.array) -> mx.array:
+    """x Phi(x) within 1e-6, float32, of any shape: max(x, 0) - |x| Phi(-|x|).
+
+    In more primitives than with MLX's erf, which costs 32 ns per element on a CPU, and in half of the time.
+    """
+    size = mx.abs(x)
+    root = _ROOT_OF_TAIL[-1] * size + _ROOT_OF_TAIL[-2]
+    for coefficient in _ROOT_OF_TAIL[-3::-1]:
+        root = root * size + coefficient
+    tail = mx.reciprocal(root)
+    for _ in range(5):
+        tail = tail.square()
+    return mx.maximum(x, 0) - size * tail
 
 
 def fuse(model: MusicGen) -> Weights:

@@ -16,6 +16,7 @@ from backends.mlx_backend.sampling import Sampler
 from musicgen_mlx import MusicGen, condition, pattern
 from musicgen_mlx.companions import load_text_encoder
 from musicgen_mlx.forms import Columns, Rows
+from musicgen_mlx.fused import gelu
 from musicgen_mlx.generation import decode_audio, encode_audio, generate_codes
 from musicgen_mlx.loss import codebook_sums
 from musicgen_mlx.t5 import buckets
@@ -178,6 +179,13 @@ def their_codes(pair: Pair, rows, frames: int, prompt, guidance: float, batch: i
     if len(seen) == 1:
         return seen[0][0]
     return np.stack(seen, axis=3)[0].reshape(batch, K, -1)
+
+
+def test_the_steps_gelu_is_exact():
+    x = np.linspace(-12, 12, 20_001).astype(np.float32)
+    exact = torch.nn.functional.gelu(torch.from_numpy(x).double()).numpy()
+    assert np.abs(np.array(gelu(mx.array(x))) - exact).max() <= 1e-6
+    assert gelu(mx.array([-1e4, 1e4])).tolist() == [0, 1e4]
 
 
 def test_loss_and_gradients_equal_transformers(pair):

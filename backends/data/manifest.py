@@ -9,6 +9,7 @@ from typing import Any
 
 from backends.errors import InputError
 
+NAMED = 5  # bad rows, by one error
 KEYS = ("text", "audio_path", "speaker_id", "speaker")
 
 
@@ -28,7 +29,7 @@ def read_manifest(path: Path) -> list[Conversation]:
     """Read a JSON list of clips `{"text", "audio_path", "speaker_id"}`, or of lists of them (conversations).
 
     `speaker` is another name for `speaker_id`; both default to 0. A relative audio path is looked up beside the JSON
-    file, then in the working directory. Raises InputError that names the first bad row and counts the others.
+    file, then in the working directory. Raises InputError that names the first bad rows and counts the others.
     """
     rows = _rows(path)
     conversations, problems = [], []
@@ -41,8 +42,8 @@ def read_manifest(path: Path) -> list[Conversation]:
         except InputError as error:
             problems.append(f"row {number}: {error}")
     if problems:
-        more = f" (and {len(problems) - 1} more bad rows)" if len(problems) > 1 else ""
-        raise InputError(f"{path}: {problems[0]}{more}")
+        more = f" (and {len(problems) - NAMED} more bad rows)" if len(problems) > NAMED else ""
+        raise InputError(f"{path}: {'; '.join(problems[:NAMED])}{more}")
     return conversations
 
 

@@ -8,7 +8,6 @@ A recording `a.wav` goes with `a.normalized.txt`, else `a.original.txt`, else `a
 
 import csv
 import os
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +18,9 @@ from backends import cli
 from backends.atomic import write_text
 from backends.data.audio import audible_s, duration_s
 from backends.data.manifest import Clip, write_manifest
+from backends.data.wav import check_whole
 from backends.errors import InputError
 
-LARGEST_DATA = 0x7FFF0000  # bytes: what streams a WAV file writes more than this, not knowing its length
 SUFFIXES = ("normalized.txt", "original.txt", "txt")
 
 
@@ -160,33 +159,13 @@ def _checked(clip: Clip | Skipped, longest_ms: float) -> Clip | Skipped:
         return Skipped(clip.audio_path, "its transcript is empty")
     try:
         seconds = audible_s(clip.audio_path)
+        check_whole(clip.audio_path)
     except InputError as error:
         return Skipped(clip.audio_path, str(error).removeprefix(f"{clip.audio_path}: "))
-    held, promised = _data_bytes(clip.audio_path)
-    if held < promised:
-        reason = f"is cut: holds {held} of the {promised} bytes of sound that its header announces; copy it again"
-        return Skipped(clip.audio_path, reason)
     if seconds > longest_ms / 1000:
         limit = f"--max-audio-length-ms {longest_ms:g}"
         return Skipped(clip.audio_path, f"lasts {seconds:.2f} s, longer than {limit}: cut it where the text can be cut")
     return clip
-
-
-def _data_bytes(path: Path) -> tuple[int, int]:
-    """Bytes of sound that a WAV file holds and that its header announces; libsndfile takes what is there in silence.
-
-    Zeros for other formats, which libsndfile refuses, and where the header does not know.
-    """
-    with path.open("rb") as file:
-        if file.read(4) != b"RIFF" or file.read(8)[4:] != b"WAVE":
-            return 0, 0
-        while len(head := file.read(8)) == 8:
-            name, size = struct.unpack("<4sI", head)
-            if name == b"data":
-                held = path.stat().st_size - file.tell()
-                return (min(held, size), size) if size <= LARGEST_DATA else (0, 0)
-            file.seek(size + size % 2, os.SEEK_CUR)
-    return 0, 0
 
 
 def _by_folder(clips: list[Clip]) -> list[Clip]:

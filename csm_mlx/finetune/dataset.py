@@ -12,6 +12,8 @@ from backends.base import Backend
 from backends.data import audio
 from backends.data.codes import CodeCache, default_cache
 from backends.data.manifest import Clip, Conversation
+from backends.data.segments import each
+from backends.data.wav import check_whole
 from backends.errors import InputError
 from backends.mlx_backend import parameters
 from csm_mlx import tokens
@@ -41,17 +43,13 @@ def code_cache(model: CSM, backend: Backend) -> CodeCache:
 
 
 def check_audio(conversations: Sequence[Conversation], rate_hz: int) -> None:
-    """Read every recording, which is cheap beside encoding it. Raises one InputError that names all the bad ones."""
-    problems = []
-    for path in tqdm(dict.fromkeys(clip.audio_path for row in conversations for clip in row), desc="reading"):
-        try:
-            audio.read(path, rate_hz)
-        except InputError as error:
-            problems.append(str(error))
-    if len(problems) > 1:
-        raise InputError(f"{len(problems)} recordings cannot be trained on: {'; '.join(problems)}")
-    if problems:
-        raise InputError(problems[0])
+    """Read every recording, which is cheap beside encoding it. Raises one InputError that names the bad ones."""
+
+    def look(path: Path) -> None:
+        audio.read(path, rate_hz)
+        check_whole(path)
+
+    each(tqdm(dict.fromkeys(clip.audio_path for row in conversations for clip in row), desc="reading"), look)
 
 
 def check_speakers(conversations: Sequence[Conversation], masked: Sequence[int]) -> None:

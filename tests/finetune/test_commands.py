@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -187,6 +188,10 @@ BAD_DATA = {
     "speaker": (json.dumps(_row(speaker_id="a")), "row 1: 'speaker_id' must be a whole number"),
     "two speakers": (json.dumps(_row(speaker=3)), "give one of them"),
     "empty conversation": ("[[]]", "row 1: an empty conversation"),
+    "several bad rows": (
+        json.dumps(_row(audio_path="a.wav") + _row() + _row(audio_path="b.wav")),
+        r"row 1: .*a\.wav: no such audio file; row 3: .*b\.wav: no such audio file",
+    ),
     "missing audio": (json.dumps(_row(audio_path="gone.wav")), "gone.wav: no such audio file"),
 }
 
@@ -207,10 +212,12 @@ def test_bad_datasets_end_with_one_line_and_code_2(lora, capsys, tmp_path, case)
     [
         ("empty.wav", b"", "not readable as audio"),
         ("text.wav", b"hello", "not readable as audio"),
-        ("cut.wav", None, "holds no audio samples"),
+        ("no samples.wav", None, "holds no audio samples"),
         ("nan.wav", np.nan, "NaN or infinite"),
+        ("half.wav", b"".join([b"RIFF\xff\xff\0\0WAVEfmt ", struct.pack("<IHHIIHH", 16, 1, 1, 24000, 48000, 2, 16),
+                               b"data", struct.pack("<I", 200), b"\1\2" * 50]), "is cut: holds 100 of the 200 bytes"),
     ],
-)
+)  # fmt: skip
 def test_bad_audio_is_named(lora, capsys, tmp_path, name, content, message):
     path = tmp_path / name
     if isinstance(content, bytes):
@@ -242,8 +249,8 @@ def test_all_bad_recordings_are_named_before_any_is_encoded(lora, capsys, tmp_pa
         lora("--val-path", held_out, data=data)
     (error,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error:"))
     assert stop.value.code == 2
-    assert error.startswith("error: 3 recordings cannot be trained on: ")
-    assert all(f"{tmp_path / name}: not readable as audio" in error for name in ("b.wav", "c.wav", "d.wav"))
+    assert error.startswith(f"error: {tmp_path / 'b.wav'}: not readable as audio")
+    assert error.endswith(f"; 3 files are bad, also {tmp_path / 'c.wav'}, {tmp_path / 'd.wav'}")
     assert not encoded
 
 

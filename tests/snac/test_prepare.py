@@ -72,8 +72,12 @@ def test_a_file_shorter_than_its_header_says_is_named_and_kept(tmp_path, capsys)
         soundfile.write(source / name, np.random.default_rng(0).standard_normal(80_000) * 0.1, 8000)
     content = (source / "cut.mp3").read_bytes()
     (source / "cut.mp3").write_bytes(content[: len(content) * 6 // 10])
+    whole = next(source.glob("*.wav")).read_bytes()
+    (source / "cut.wav").write_bytes(whole[: len(whole) // 2])
     prepare(source, tmp_path / "out")
     printed = capsys.readouterr().out
+    assert f"cut.wav: is cut: holds {len(whole) // 2 - 44} of the {len(whole) - 44} bytes of sound" in printed
+    assert len(list((tmp_path / "out").rglob("cut.wav"))) == 1
     assert "cut.mp3: its header says 10.00 s, 5." in printed
     assert "whole.mp3" not in printed
     assert len(list((tmp_path / "out").rglob("cut.mp3"))) == 1

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +24,24 @@ class CodeCache:
     encode: Callable[[Path], np.ndarray]
     identity: str
     directory: Path
+    _contents: dict[tuple[Path, int, int], str] = field(default_factory=dict, repr=False, compare=False)
 
     def __call__(self, path: Path) -> np.ndarray:
         """The codes of an audio file, int32 (K, T); encodes it only if its content is new to this codec."""
-        file = self.directory / "codes" / self.identity[:16] / f"{sha256(path)}.npy"
+        file = self.directory / "codes" / self.identity[:16] / f"{self._content(path)}.npy"
         codes = _read(file)
         if codes is None:
             codes = np.ascontiguousarray(self.encode(path), dtype=np.int32)
             self._keep(file, codes)
         return codes
+
+    def _content(self, path: Path) -> str:
+        """The hash of a file's content; one whose size and time are as before is not read again."""
+        about = path.stat()
+        key = path, about.st_size, about.st_mtime_ns
+        if key not in self._contents:
+            self._contents[key] = sha256(path)
+        return self._contents[key]
 
     def _keep(self, file: Path, codes: np.ndarray) -> None:
         try:

@@ -131,6 +131,19 @@ def test_codes_are_encoded_once_per_content_and_codec(tmp_path):
     assert len(calls) == 3
 
 
+def test_a_file_is_hashed_once_and_again_when_it_changes(tmp_path, monkeypatch):
+    hashed = []
+    monkeypatch.setattr("backends.data.codes.sha256", lambda path: hashed.append(path) or path.read_text())
+    clip = tmp_path / "a.wav"
+    cache = CodeCache(lambda path: np.full((1, 2), len(path.read_bytes())), "codec", tmp_path / "cache")
+    clip.write_text("one")
+    assert [cache(clip)[0, 0] for _ in range(3)] == [3, 3, 3]
+    assert len(hashed) == 1
+    clip.write_text("three")
+    assert cache(clip)[0, 0] == 5
+    assert len(hashed) == 2
+
+
 @pytest.mark.parametrize("damage", [lambda data: data[:40], lambda data: b"", lambda data: b"x" + data[1:]])
 def test_damaged_codes_are_encoded_again(tmp_path, damage):
     clip = tmp_path / "a.wav"

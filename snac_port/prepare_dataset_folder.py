@@ -2,26 +2,32 @@
 
     python -m snac_port.prepare_dataset_folder --input_dir recordings --train_ratio 0.95 --output_dir dataset
 
-A recording's side depends on the hash of its own path below the input folder (or of its speaker's folder) alone, so
-adding files moves none of the others.
+A recording's side depends on the hash of its own path below the input folder (or of its speaker's folder), so adding
+files moves none of the others. Where that would leave a side empty the nearest goes there; `split.json` beside train/
+and val/ keeps it there in later splits of the same ratio, and tells what an earlier split made from what it did not.
 """
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from tqdm import tqdm
 
 from backends import cli
+from backends.atomic import write_text
 from backends.data import audio
 from backends.data.segments import find
 from backends.data.wav import check_whole
 from backends.errors import InputError
 
 TOLERANCE_S = 0.1  # of what a header says; decoders add or drop a frame
+SIDES = ("train", "val")
+RECORD = "split.json"
+UNREAD = (".m4a", ".aac", ".opus", ".wma", ".aif", ".aiff", ".caf", ".mp4", ".webm")  # audio that is not read here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,21 +53,73 @@ class PrepareOptions:
 def main(options: PrepareOptions) -> None:
     """Check every recording, split, and say what was left out."""
     paths = find(options.input_dir, "--input_dir")
-    _not_inside(options)
+    _apart(options)
     problems = {path: _problem(path) for path in tqdm(paths, desc="checking", unit="file")}
-    for line in _report([problem for problem in problems.values() if problem]):
+    for line in _report([problem for problem in problems.values() if problem] + _unread(options.input_dir)):
         print(line)
     for path in paths:
         if not problems[path] and (said := _shorter(path)):
             print(said)
-    sides = _sides([path for path in paths if not problems[path]], options)
-    for path, side in sides.items():
-        relative = path.relative_to(options.input_dir)
-        other = "val" if side == "train" else "train"
-        (options.output_dir / other / relative).unlink(missing_ok=True)  # where an earlier split had put it
-        _place(path, options.output_dir / side / relative, options.mode)
-    counts = [list(sides.values()).count(side) for side in ("train", "val")]
+    earlier = Split.read(options.output_dir)
+    split = earlier.renewed([_relative(path, options) for path in paths if not problems[path]], options)
+    split.place(options, earlier)
+    counts = [list(split.sides.values()).count(side) for side in SIDES]
     print(f"{options.output_dir}: {counts[0]} recordings in train/, {counts[1]} in val/")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The side of each recording, by its path below the input folder, and what the split was made with."""
+
+    sides: dict[str, str]
+    train_ratio: float = 0.0
+    by_speaker: bool = False
+
+    @classmethod
+    def read(cls, folder: Path) -> "Split":
+        """What an earlier split of this output folder made; nothing where there was none."""
+        try:
+            return cls(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return cls({})
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{folder / RECORD}: not readable as an earlier split's list ({error})") from error
+
+    def renewed(self, names: list[str], options: PrepareOptions) -> "Split":
+        """The split of these recordings. Those that this one has stay where they are, if the options are the same."""
+        keys = {name: name.partition("/")[0] if options.by_speaker else name for name in names}
+        ordered = sorted(set(keys.values()), key=_share)
+        if len(ordered) < 2:
+            what = "speaker" if options.by_speaker else "recording"
+            found = f"{len(ordered)} usable {what}(s), two sides need at least 2"
+            raise InputError(f"--input_dir {options.input_dir}: {found}")
+        sides = {key: side_of(key, options.train_ratio) for key in ordered}
+        if (self.train_ratio, self.by_speaker) == (options.train_ratio, options.by_speaker):
+            sides |= {keys[name]: side for name, side in self.sides.items() if name in keys}
+        for key, side in ((ordered[0], "train"), (ordered[-1], "val")):
+            if side not in sides.values():
+                print(f"{side}/ would be empty: {key}, the nearest to it, goes there")
+                sides[key] = side
+        return Split({name: sides[key] for name, key in keys.items()}, options.train_ratio, options.by_speaker)
+
+    def place(self, options: PrepareOptions, earlier: "Split") -> None:
+        """Make the links or copies, and take away those of the earlier split that are none of this one.
+
+        Raises InputError, before anything is touched, where something else is in the way.
+        """
+        source, target = options.input_dir, options.output_dir
+        for name, side in self.sides.items():
+            if name not in earlier.sides:
+                _check_free(target / side / name, source / name)
+        target.mkdir(parents=True, exist_ok=True)
+        _write(target, replace(self, sides=earlier.sides | self.sides))  # so that what is cut short can be taken up
+        for name in earlier.sides:
+            for side in SIDES:
+                if self.sides.get(name) != side:
+                    (target / side / name).unlink(missing_ok=True)
+        for name, side in self.sides.items():
+            _place(source / name, target / side / name, options.mode)
+        _write(target, self)
 
 
 def side_of(key: str, train_ratio: float) -> str:
@@ -74,21 +132,22 @@ def _share(key: str) -> float:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
-def _sides(paths: list[Path], options: PrepareOptions) -> dict[Path, str]:
-    """The side of each recording. Where one side would be empty, the key nearest to it goes there."""
-    keys = {path: _key(path, options) for path in paths}
-    ordered = sorted(set(keys.values()), key=_share)
-    if len(ordered) < 2:
-        what = "speaker" if options.by_speaker else "recording"
-        raise InputError(f"--input_dir {options.input_dir}: {len(ordered)} usable {what}(s), two sides need at least 2")
-    sides = {key: side_of(key, options.train_ratio) for key in ordered}
-    sides[ordered[0]], sides[ordered[-1]] = "train", "val"
-    return {path: sides[key] for path, key in keys.items()}
+def _relative(path: Path, options: PrepareOptions) -> str:
+    return path.relative_to(options.input_dir).as_posix()
 
 
-def _key(path: Path, options: PrepareOptions) -> str:
-    relative = path.relative_to(options.input_dir)
-    return relative.parts[0] if options.by_speaker else relative.as_posix()
+def _write(folder: Path, split: Split) -> None:
+    write_text(folder / RECORD, json.dumps(asdict(split), indent=1, ensure_ascii=False) + "\n")
+
+
+def _check_free(target: Path, source: Path) -> None:
+    """Nothing may be at `target` but a link to the recording, which a split from before there was a list had made."""
+    if target.is_symlink():
+        if target.readlink() == source.resolve():
+            return
+    elif not target.exists():
+        return
+    raise InputError(f"{target}: is in the way, and no earlier split made it: move it, or give another --output_dir")
 
 
 def _problem(path: Path) -> str:
@@ -120,9 +179,22 @@ def _place(path: Path, target: Path, mode: str) -> None:
         target.symlink_to(path.resolve())
 
 
-def _not_inside(options: PrepareOptions) -> None:
-    if options.output_dir.resolve().is_relative_to(options.input_dir.resolve()):
+def _apart(options: PrepareOptions) -> None:
+    """The recordings must be safe from what is written."""
+    given = options.input_dir.resolve()
+    if options.output_dir.resolve().is_relative_to(given):
         raise InputError(f"--output_dir {options.output_dir}: is inside --input_dir; give another folder")
+    for made in ((options.output_dir / side).resolve() for side in SIDES):
+        if made.is_relative_to(given) or given.is_relative_to(made):
+            raise InputError(
+                f"--output_dir {options.output_dir}: its {made.name}/ would hold --input_dir {options.input_dir} or be "
+                "in it; give another folder"
+            )
+
+
+def _unread(folder: Path) -> list[str]:
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in UNREAD)
+    return [f"{path}: {path.suffix} is not read here; convert it to WAV or FLAC" for path in found]
 
 
 def _report(bad: list[str]) -> Iterator[str]:

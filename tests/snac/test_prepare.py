@@ -120,3 +120,65 @@ def test_output_inside_input_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         prepare(tmp_path / "in", tmp_path / "in" / "out")
     assert "is inside --input_dir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["link", "copy"])
+@pytest.mark.parametrize("source", ["data/train", "data/train/fsdd", "linked"])
+def test_an_output_over_the_input_is_refused_and_nothing_is_lost(tmp_path, capsys, source, mode):
+    shutil.copytree(RECORDINGS, tmp_path / "data" / "train" / "fsdd")
+    (tmp_path / "linked").symlink_to(tmp_path / "data" / "train" / "fsdd")
+    before = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*.wav")}
+    with pytest.raises(SystemExit) as stop:
+        prepare(tmp_path / source, tmp_path / "data", "--mode", mode)
+    assert stop.value.code == 2
+    assert "its train/ would hold --input_dir" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "data").rglob("*.wav")} == before
+
+
+@pytest.mark.parametrize("mode", ["link", "copy"])
+def test_what_no_split_made_is_not_replaced(tmp_path, capsys, mode):
+    mine = tmp_path / "out" / "train" / "0_george_5.wav"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    with pytest.raises(SystemExit) as stop:
+        prepare(RECORDINGS, tmp_path / "out", "--train_ratio", 0.999, "--mode", mode)
+    assert stop.value.code == 2
+    assert f"{mine}: is in the way" in capsys.readouterr().err
+    assert mine.read_bytes() == b"mine"
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [mine]
+
+
+def test_a_recording_that_filled_an_empty_side_stays_there(tmp_path, capsys):
+    source = tmp_path / "in"
+    source.mkdir()
+    wavs = sorted(RECORDINGS.glob("*.wav"))
+    for path in wavs[:3]:
+        shutil.copy(path, source)
+    first = prepare(source, tmp_path / "out", "--train_ratio", 0.99)
+    assert f"val/ would be empty: {min(first['val'])}" in capsys.readouterr().out
+    for path in wavs[3:]:
+        shutil.copy(path, source)
+    again = prepare(source, tmp_path / "out", "--train_ratio", 0.99)
+    assert first["val"] <= again["val"]
+    assert first["train"] <= again["train"]
+    assert sum(map(len, again.values())) == 60
+
+
+@pytest.mark.parametrize("mode", ["link", "copy"])
+def test_what_is_gone_or_broken_leaves_the_folder(tmp_path, mode):
+    source = tmp_path / "in"
+    shutil.copytree(RECORDINGS, source)
+    first = prepare(source, tmp_path / "out", "--mode", mode)
+    broken, gone = sorted(first["train"])[:2]
+    (source / broken).write_bytes(b"no sound")
+    (source / gone).unlink()
+    again = prepare(source, tmp_path / "out", "--mode", mode)
+    assert again == {"train": first["train"] - {broken, gone}, "val": first["val"]}
+
+
+def test_formats_that_are_not_read_are_listed(tmp_path, capsys):
+    source = tmp_path / "in"
+    shutil.copytree(RECORDINGS, source)
+    (source / "talk.m4a").write_bytes(b"x")
+    prepare(source, tmp_path / "out")
+    assert "talk.m4a: .m4a is not read here; convert it to WAV or FLAC" in capsys.readouterr().out

@@ -10,8 +10,8 @@ from typing import Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.nn.utils import checkpoint
 
+from backends.mlx_backend.recompute import recomputed
 from csm_mlx.config import LlamaConfig, RopeScaling
 
 
@@ -135,7 +135,7 @@ class Llama(nn.Module):
                 x = layer(x, cache)
         else:
             for layer in self.layers:
-                x = checkpoint(layer)(x) if self.recompute and self.training else layer(x)
+                x = recomputed(layer)(x) if self.recompute and self.training else layer(x)
         return self.norm(x)
 
 

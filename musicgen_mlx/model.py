@@ -11,8 +11,8 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.nn.utils import checkpoint
 
+from backends.mlx_backend.recompute import recomputed
 from musicgen_mlx.attention import Attention, Cache, KeysValues
 from musicgen_mlx.condition import Condition, Conditioner
 from musicgen_mlx.config import MusicGenConfig
@@ -117,7 +117,7 @@ class MusicGen(nn.Module):
         crossed, cross_mask = memory if memory is not None else ([None] * len(self.layers), None)
         for index, layer in enumerate(self.layers):
             cache = None if caches is None else caches[index]
-            run = checkpoint(layer) if self.recompute and self.training else layer
+            run = recomputed(layer) if self.recompute and self.training else layer
             x = run(x, mask, crossed[index], cross_mask, cache)
         return self.out_norm(x)
 

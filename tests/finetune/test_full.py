@@ -62,6 +62,17 @@ def test_gradient_checkpointing_changes_nothing(full, tmp_path):
     assert all(mx.allclose(one[name], two[name], atol=1e-6) for name in one)
 
 
+@pytest.mark.parametrize("compiled", ["off", "on"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradient_checkpointing_changes_no_adapter(lora, tmp_path, dropout, compiled):
+    """Dropout draws the same masks again in the backward pass."""
+    flags = ("--dropout", dropout, "--learning-rate", 1e-2, "--compile", compiled)
+    plain = lora(*flags, output=tmp_path / "plain")
+    recomputed = lora(*flags, "--gradient-checkpointing", output=tmp_path / "recomputed")
+    one, two = (mx.load(str(run / "lora_ckpt_epoch_1.safetensors")) for run in (plain, recomputed))
+    assert all(mx.array_equal(one[name], two[name]) for name in one)
+
+
 def test_a_continued_run_equals_an_unbroken_one(full, tmp_path):
     whole = full("--epochs", 2, output=tmp_path / "whole")
     full("--epochs", 1, output=tmp_path / "broken")

@@ -32,8 +32,12 @@ def recomputed(layer: nn.Module) -> Callable[..., mx.array]:
 
 
 def _state() -> mx.array:
-    return mx.stop_gradient(mx.random.state[0])  # also a copy: the generator changes its own in place
+    return mx.stop_gradient(_generator()[0])  # also a copy: the generator changes its own in place
 
 
 def _set_state(state: mx.array) -> None:
-    mx.random.state[0][:] = mx.stop_gradient(state)  # random bits have no gradient, not even zero
+    _generator()[0][:] = mx.stop_gradient(state)  # random bits have no gradient, not even zero
+
+
+def _generator() -> Any:
+    return mx.random.state  # whose type MLX does not declare

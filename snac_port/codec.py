@@ -38,7 +38,10 @@ class Codec:
         raise NotImplementedError
 
     def identity(self) -> str:
-        """Sixteen hex digits of the quantiser's weights, which say what codes mean; the same in any layout and type."""
+        """Sixteen hex digits of the quantiser's weights, which say what codes mean.
+
+        The same in any layout and in float32 and bfloat16; a copy in float16 counts as another.
+        """
         digest = hashlib.sha256()
         for name, value in sorted(self.tensors().items()):
             if name.startswith("quantizer."):

@@ -41,7 +41,7 @@ def main(options: DecodeOptions) -> None:
     codec = options.codec()
 
     def decode(source: Path, target: Path) -> None:
-        if source.suffix == TOKENS:
+        if source.suffix.lower() == TOKENS:
             print(f"{source} -> {target}: {decode_tokens(codec, source, target, options):.2f} s", flush=True)
             return
         if options.first_token:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from backends import cli, get
 from backends.base import Backend, Hooks
 from backends.data import audio, segments
-from backends.data.codes import CodeCache, default_cache
+from backends.data.codes import CodeCache, default_cache, identity
 from backends.training import codec, launch
 from backends.training.baselines import Baselines
 from backends.training.codec_training import CodecTraining
@@ -40,7 +40,7 @@ def finetune(options: FinetuneOptions) -> Result:
     options.check_precision(backend)
     check_early(backend, options.training(), options.settings())
     model: Any = from_pretrained(options.pretrained_model, backend.name, options.device, option="--pretrained-model")
-    family, task, identity = _task(options, backend, model)
+    family, task, same = _task(options, backend, model)
     backend.train_only(
         model, lambda name: trains(name, encoder=not options.freeze_encoder, quantiser=not options.freeze_vq)
     )
@@ -51,7 +51,7 @@ def finetune(options: FinetuneOptions) -> Result:
         options=options,
         backend=backend,
         loss=family.loss,
-        identity=identity,
+        identity=same,
         settings=options.settings(),
         best=options.output_dir / "best_model",
     )
@@ -83,19 +83,20 @@ def _task(options: FinetuneOptions, backend: Backend, model: Any) -> tuple[SNACF
         samples=options.samples,
         validation_batch=options.eval_batch_size,
     )
-    identity = {
+    same = {
         "training data": segments.fingerprint(training),
         "validation data": segments.fingerprint(held_out),
-        "pretrained model": backend.fingerprint(backend.parameters(model)),
+        "pretrained model": identity(backend.fingerprint(backend.parameters(model)), config.settings()),
     }
-    return family, codec.CodecTask(family, training, held_out, plan, backend.world, _exporter(options)), identity
+    return family, codec.CodecTask(family, training, held_out, plan, backend.world, _exporter(options)), same
 
 
 def _cache(backend: Backend, model: Any, paths: Sequence[Path]) -> CodeCache:
     """The codes of all files, computed now if they are not there yet. Raises InputError that names the bad ones."""
     segments.each(paths, audio.duration_s)  # what is no audio at all is told before hours of encoding
     frozen = {n: v for n, v in backend.parameters(model).items() if n.startswith(("encoder.", "quantizer."))}
-    cache = CodeCache(lambda path: file_codes(model, path), backend.fingerprint(frozen), default_cache())
+    known_by = identity(backend.fingerprint(frozen), model.config.settings())
+    cache = CodeCache(lambda path: file_codes(model, path), known_by, default_cache())
     mine = paths[backend.world.rank :: backend.world.size]
     shown = tqdm(mine, desc="encoding", unit="file", disable=backend.world.rank != 0)
     segments.each(shown, lambda path: cache(path).shape[1])

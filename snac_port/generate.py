@@ -7,6 +7,7 @@ The importable function is `snac_port.generate`; its home is `snac_port.generati
 module in the function's place in the package, so the module can be called like the function.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,17 +35,24 @@ class GenerateOptions(DecoderOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.seconds is not None and not math.isfinite(self.seconds):
+            raise InputError(f"--seconds {self.seconds}: expected a finite number")
         if self.codes is not None and self.seconds is not None:
             raise InputError(f"--seconds {self.seconds}: is for codes that are drawn; leave it or --codes out")
-        if self.first_token and (self.codes is None or self.codes.suffix != TOKENS):
+        if self.first_token and (self.codes is None or self.codes.suffix.lower() != TOKENS):
             raise InputError(f"--first-token {self.first_token}: expected --codes with a {TOKENS} file of tokens")
+
+    @property
+    def draws(self) -> bool:
+        """Whether the seed draws codes."""
+        return self.codes is None
 
 
 def main(options: GenerateOptions) -> None:
     """Generate, write the file and say what it is."""
     codec = options.codec()
     config, noise, seed = codec.config, options.noise_source(), options.seed
-    if options.codes is not None and options.codes.suffix != TOKENS:
+    if options.codes is not None and options.codes.suffix.lower() != TOKENS:
         report = files.decode_file(
             codec, options.codes, options.output, noise=noise, seed=seed, chunk_s=options.chunk_s
         )

@@ -40,6 +40,16 @@ class DecoderOptions(CodecOptions):
     noise: bool = True
     """--no-noise: leave the decoder's noise out."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed and not self.noise and not self.draws:
+            raise InputError(f"--seed {self.seed}: does nothing with --no-noise; leave one of them out")
+
+    @property
+    def draws(self) -> bool:
+        """Whether the seed draws anything besides the noise."""
+        return False
+
     def noise_source(self) -> Noise:
         """For `Codec.decode`."""
         return None if self.noise else 0

@@ -84,7 +84,7 @@ def _write(output: Path, counts: np.ndarray, durations_s: list[float], config: S
 
 def count_file(codec: Codec, path: Path, chunk_s: float | None = None) -> tuple[np.ndarray, float]:
     """How often each entry occurs in a file, (levels, entries), and its seconds."""
-    if path.suffix == SUFFIX:
+    if path.suffix.lower() == SUFFIX:
         file = CodeFile(path)
         file.check(codec)
         pieces: Iterable = file.pieces(codec.config)

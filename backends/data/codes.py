@@ -1,9 +1,12 @@
 """Codec codes of audio files, computed once and kept on disk by content and codec."""
 
+import hashlib
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +18,11 @@ def default_cache() -> Path:
     """$AUDIOSMITH_CACHE, else audiosmith in $XDG_CACHE_HOME or ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("AUDIOSMITH_CACHE") or Path(base) / "audiosmith")
+
+
+def identity(fingerprint: str, settings: Mapping[str, Any]) -> str:
+    """Of a codec, by its weights' fingerprint and its configuration, not all of which a tensor's shape shows."""
+    return hashlib.sha256(f"{fingerprint} {json.dumps(settings, sort_keys=True)}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ is padding but the ends of files.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from backends.seeds import rng
 
 QUIET = 10 ** (-50 / 20)  # a crop whose RMS is below this is drawn again
 TRIES = 4
+END = 1 << 16  # bytes
 NAMED = 5  # bad files, by one error
 
 T = TypeVar("T")
@@ -164,9 +166,21 @@ def _refused(bad: Sequence[tuple[Path, InputError]]) -> InputError:
 
 
 def fingerprint(found: Source) -> str:
-    """A hash of the recordings' names and lengths, to tell whether a run may continue on them."""
-    lines = [f"{recording.path.name} {recording.units}" for recording in found.recordings]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    """A hash of the recordings' names, lengths and ends, to tell whether a run may continue on them."""
+    digest = hashlib.sha256()
+    for recording in found.recordings:
+        digest.update(f"{recording.path.name} {recording.units}\n".encode())
+        digest.update(_ends(recording.path))
+    return digest.hexdigest()
+
+
+def _ends(path: Path) -> bytes:
+    """A file's size and first and last bytes: what is recorded anew, or processed, has others."""
+    with path.open("rb") as file:
+        first = file.read(END)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - END))
+        return size.to_bytes(8, "big") + first + file.read()
 
 
 def batches_of(items: Sequence, size: int) -> Iterator[list]:

@@ -1,6 +1,7 @@
 """What the untouched model scores at each stage, measured before training and kept beside the run."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,13 @@ def measure(backend: Backend, model: Any, task: Task, stages: Sequence[Stage], r
         terms = validate_terms(evaluate, task, stage.first, backend.world)
         if terms is None:
             raise InputError("--val-data: holds no segment to measure the baseline on")
-        values[stage.name] = {"val_loss": total(terms, task), **{f"val_{name}": v for name, v in terms.items()}}
+        loss = total(terms, task)
+        if not 0 < loss < math.inf:
+            raise InputError(
+                f"the untouched model's validation loss at {stage.name} is {loss:g}, nothing to improve on: check the "
+                "weights of the loss and --val-data"
+            )
+        values[stage.name] = {"val_loss": loss, **{f"val_{name}": v for name, v in terms.items()}}
     if backend.world.rank == 0:
         write_text(path, json.dumps({**values, "of": key}, indent=1))
     backend.world.barrier()

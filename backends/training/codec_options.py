@@ -1,5 +1,6 @@
 """The options of commands that train a codec: those of all of them (`CodecRunOptions`), and Mimi's and EnCodec's."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -85,8 +86,10 @@ class CodecRunOptions:
         self.expect_more_than_0("segment_length", "num_workers")
         terms = ("l1_weight", "stft_weight", "mel_weight", "commitment_weight")
         self.expect_0_or_more(*terms, "micro_batch_seconds", "samples")
-        if not self.n_ffts or min(self.n_ffts) < 16:
-            raise InputError(f"--n-ffts {self.n_ffts}: expected sizes of at least 16")
+        if not self.n_ffts or min(self.n_ffts) < 16 or len(set(self.n_ffts)) < len(self.n_ffts):
+            raise InputError(f"--n-ffts {self.n_ffts}: expected sizes of at least 16, each once")
+        if not self.l1_weight + self.stft_weight + self.mel_weight:
+            raise InputError("--l1-weight, --stft-weight, --mel-weight: all are 0; expected a weight for one of them")
         launch.check(self)
         if self.curriculum.replace(" ", "") not in ("", "[]"):
             self.expect_unused("--curriculum has the lengths of its stages", "segment_length")
@@ -114,8 +117,9 @@ class CodecRunOptions:
 
     def _expect(self, names: Sequence[str], holds: Callable[[float], bool], expected: str) -> None:
         for name in names:
-            if not holds(getattr(self, name)):
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected {expected}")
+            value = getattr(self, name)
+            if not (math.isfinite(value) and holds(value)):
+                raise InputError(f"--{name.replace('_', '-')} {value}: expected {expected}")
 
     def settings(self) -> dict[str, Any]:
         """What must stay the same for a run to continue."""

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from backends.errors import InputError
@@ -29,8 +29,8 @@ class Stage:
 def stages(text: str, epochs: int, batch_size: int, length_s: float) -> list[Stage]:
     """The stages of a JSON list of `{"epochs": [first, last], "length": seconds, "batch_multiplier": m}`.
 
-    A batch is int(batch_size * m). An empty list is one stage of `length_s`. Raises InputError where a key is unknown
-    or the epochs 1 to `epochs` are not covered in order.
+    A batch is int(batch_size * m). An empty list is one stage of `length_s`. What lies after the last epoch is left
+    out. Raises InputError where a key is unknown or the epochs 1 to `epochs` are not covered in order.
     """
     rows = _rows(text)
     if not rows:
@@ -45,7 +45,7 @@ def stages(text: str, epochs: int, batch_size: int, length_s: float) -> list[Sta
         expected = stage.last + 1
     if expected <= epochs:
         raise InputError(f"--curriculum: ends with epoch {expected - 1}, but the run has {epochs} epochs: add a stage")
-    return made
+    return [replace(stage, last=min(stage.last, epochs)) for stage in made if stage.first <= epochs]
 
 
 def stage_of(made: Sequence[Stage], epoch: int) -> Stage:

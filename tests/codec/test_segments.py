@@ -42,6 +42,11 @@ def test_without_a_curriculum_there_is_one_stage():
     assert [(s.first, s.last, s.length_s, s.batch_size) for s in stages("", 7, 5, 1.5)] == [(1, 7, 1.5, 5)]
 
 
+def test_stages_end_with_the_run():
+    made = stages(SEED_TABLE, 3, 48, 1.0)
+    assert [(s.first, s.last, s.length_s) for s in made] == [(1, 2, 1.0), (3, 3, 2.0)]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -113,6 +118,15 @@ def folder(tmp_path):
     soundfile.write(tmp_path / "quiet.wav", loud, 8000, subtype="FLOAT")
     soundfile.write(tmp_path / "short.wav", np.full(250, 0.25, np.float32), 8000, subtype="FLOAT")
     return tmp_path
+
+
+def test_the_fingerprint_is_of_names_lengths_and_sound(folder):
+    paths = [folder / "quiet.wav", folder / "short.wav"]
+    source = segments.source(paths, 8000, 100)
+    before = segments.fingerprint(source)
+    assert before == segments.fingerprint(segments.source(paths, 8000, 100))
+    soundfile.write(folder / "short.wav", np.full(250, -0.25, np.float32), 8000, subtype="FLOAT")
+    assert segments.fingerprint(segments.source(paths, 8000, 100)) != before
 
 
 def test_reading_pads_files_to_whole_units(folder):

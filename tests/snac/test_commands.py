@@ -237,6 +237,9 @@ def test_bad_codes_are_named(tmp_path, recordings, capsys, backend):
         ("generate", ["--codes", "nowhere.txt", "--output", "a.wav"], "nowhere.txt: cannot be read as text"),
         ("generate", ["--seconds", "0", "--output", "a.wav"], "--seconds 0.0: expected at least one sample"),
         ("generate", ["--seconds", "1", "--codes", "x.snac"], "--seconds 1.0: is for codes that are drawn"),
+        ("generate", ["--seconds", "inf", "--output", "a.wav"], "--seconds inf: expected a finite number"),
+        ("generate", ["--codes", "x.snac", "--no-noise", "--seed", "3"], "--seed 3: does nothing with --no-noise"),
+        ("decode", ["--input", "IN", "--output", "a.wav", "--no-noise", "--seed", "3"], "--seed 3: does nothing with"),
         ("generate", ["--first-token", "1"], "--first-token 1: expected --codes with a .txt file of tokens"),
     ],
 )  # fmt: skip

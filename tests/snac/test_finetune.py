@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from snac_port.export import write_upstream
 from snac_port.finetune_options import FinetuneOptions
 from snac_port.load import save
 from snac_port.task import SNACFamily, count_codes
+from snac_port.tiny import draw
 
 BACKENDS = ("mlx", "torch")
 CPU = {"mlx": (), "torch": ("--device", "cpu")}
@@ -293,6 +295,10 @@ def test_training_in_bfloat16_on_a_gpu(model, tmp_path):
         (["--commitment_weight", 9], "--commitment-weight 9.0: without --no-freeze-encoder"),
         (["--no-freeze_encoder", "--codebook_weight", 3], "--codebook-weight 3.0: the codebooks do not train"),
         (["--nproc", 2], "--nproc 2: only with --ddp"),
+        (["--micro_batch_seconds", "inf"], "--micro-batch-seconds inf: expected 0 or more"),
+        (["--stft_weight", "inf"], "--stft-weight inf: expected 0 or more"),
+        (["--l1_weight", 0, "--stft_weight", 0], "--l1-weight, --stft-weight, --mel-weight: all are 0"),
+        (["--n_ffts", 64, 64], "--n-ffts (64, 64): expected sizes of at least 16, each once"),
     ],
 )
 def test_bad_options_are_named(model, tmp_path, capsys, extra, message):
@@ -360,6 +366,21 @@ def test_baselines_belong_to_stages_and_loss(model, tmp_path):
     assert doubled["0.2s"]["val_l1"] == pytest.approx(2 * second["0.2s"]["val_l1"], rel=1e-6)
     (tmp_path / "baseline_metrics.json").write_text("{")
     assert baselines("--curriculum", "[]", "--segment_length", 0.2) == second
+
+
+def test_cached_codes_are_of_one_configuration(tmp_path, monkeypatch):
+    """The same tensors at another rate encode the same recordings otherwise."""
+    monkeypatch.setenv("AUDIOSMITH_CACHE", str(tmp_path / "cache"))
+    baselines = []
+    for name, rate_hz in (("a", 8000), ("b", 16_000)):
+        (tmp_path / name).mkdir()
+        config = replace(NARROW, sampling_rate=rate_hz)
+        save(tmp_path / name / "model.safetensors", draw(config), config)
+        run(tmp_path / name, tmp_path / f"run {name}", "mlx", "--num_epochs", 1)
+        baselines.append(json.loads((tmp_path / f"run {name}" / "baseline_metrics.json").read_text())["of"])
+    folders = list((tmp_path / "cache" / "codes").iterdir())
+    assert len(folders) == 2
+    assert baselines[0] != baselines[1]
 
 
 def test_options_may_not_change_between_a_run_and_its_continuation(trained, model, capsys):

@@ -7,6 +7,7 @@ between devices is in `csm_mlx.forms`.
 """
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -27,6 +28,10 @@ class FramePath(Protocol):
     """From a frame to the next one. `inputs` are the arrays that a compiled step takes as arguments."""
 
     def inputs(self) -> Any: ...
+    def without_weights(self) -> "FramePath":
+        """What a compiled step may hold: weights that it kept would stay in memory when the model has others."""
+        ...
+
     def frame(self, hidden: mx.array, pick: Pick) -> mx.array:
         """One frame (B, K) after the backbone's output `hidden` (B, D)."""
         ...
@@ -60,6 +65,9 @@ class ModulePath:
 
     def inputs(self) -> Any:
         return self.model.parameters()
+
+    def without_weights(self) -> FramePath:
+        return self
 
     def frame(self, hidden: mx.array, pick: Pick) -> mx.array:
         return self.model.frame(hidden, pick)
@@ -98,11 +106,17 @@ class FusedPath:
     def inputs(self) -> Any:
         return self.weights
 
+    def without_weights(self) -> FramePath:
+        bare = copy(self)
+        bare.weights, bare.source = {}, []
+        return bare
+
     def step(
         self, frame: mx.array, caches: Caches, taken: mx.array | int, pick: Pick, inputs: Any = None
     ) -> tuple[mx.array, Caches]:
         weights = self.weights if inputs is None else inputs
-        x = self.backbone.enter(weights["audio"][frame + weights["rows"]].sum(axis=1))
+        dtype = weights["projection"].dtype  # embeddings that were trained may have another
+        x = self.backbone.enter(weights["audio"][frame + weights["rows"]].sum(axis=1).astype(dtype))
         position = self.backbone.position(taken, 1)
         filled = taken + 1 if isinstance(taken, int) else None
         mask = self.backbone.mask(caches[0].shape[2], taken) if isinstance(taken, mx.array) else None
@@ -131,7 +145,8 @@ class FusedPath:
                 past[layer] = mx.concatenate([past[layer], keys_values], axis=2)
             return past[layer]
 
-        before, first = forms.leave(hidden), weights["audio"][codes[0]]
+        dtype = weights["projection"].dtype
+        before, first = forms.leave(hidden), weights["audio"][codes[0]].astype(dtype)
         B, D = before.shape
         x = forms.enter(mx.stack([before, first], axis=1).reshape(2 * B, D))
         for codebook in range(1, K):
@@ -143,7 +158,7 @@ class FusedPath:
             # All columns, then a slice: a product with part of the head's columns would first copy them.
             codes.append(pick((last @ weights["heads"][codebook - 1])[:, : self.config.mimi.entries], codebook))
             if codebook < K - 1:
-                x = forms.enter(weights["audio"][codes[-1] + weights["row"][codebook]])
+                x = forms.enter(weights["audio"][codes[-1] + weights["row"][codebook]].astype(dtype))
         return mx.stack(codes, axis=1)
 
     def _stack(

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
@@ -119,7 +118,7 @@ def main(options: GenerateOptions) -> None:
             seed=options.seed,
             progress=lambda _count: bar.update(),
         )
-        samples = np.array(sound.astype(mx.float32))
+        samples = np.array(sound)
         frames = bar.n
     elapsed = time.perf_counter() - started
     if not samples.size:

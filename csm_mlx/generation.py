@@ -2,8 +2,8 @@
 
 import math
 import numbers
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -16,6 +16,7 @@ from backends.mlx_backend.sampling import Sampler, step_key
 from backends.seeds import mix
 from csm_mlx import tokens
 from csm_mlx.companions import codec_of, tokenizer_of
+from csm_mlx.config import CSMConfig
 from csm_mlx.decode import Caches, FramePath, Pick, frame_path
 from csm_mlx.model import CSM
 from csm_mlx.tokens import Segment
@@ -38,7 +39,7 @@ def generate(
     seed: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> mx.array:
-    """Say `text` as `speaker` after the `context`; returns audio (samples,) at the codec's rate (24 kHz).
+    """Say `text` as `speaker` after the `context`; returns audio (samples,), float32, at 24 kHz, the codec's rate.
 
     `sampler` is a `Sampler` (default: temperature 0.9, top-k 50) or any function from log-probabilities (B, V) to
     tokens (B,), such as mlx-lm's; `logits_processors` (tokens so far, logits) apply to codebook 0. `stream` is an MLX
@@ -52,7 +53,7 @@ def generate(
         )
         if not frames:
             return mx.zeros((0,))
-        return codec_of(model).decode(mx.stack(frames, axis=-1))[0]
+        return codec_of(model).decode(mx.stack(frames, axis=-1))[0].astype(mx.float32)  # NumPy has no bfloat16
 
 
 def stream_generate(
@@ -79,19 +80,19 @@ def stream_generate(
     codec = codec_of(model)
 
     def decoded() -> mx.array:
-        audio = codec.decode_step(mx.stack(waiting, axis=-1), state)[0]
+        audio = codec.decode_step(mx.stack(waiting, axis=-1), state)[0].astype(mx.float32)
         mx.async_eval(audio, state)
         waiting.clear()
         return audio
 
-    for frame in _frames(
-        model, text, speaker, context, max_audio_length_ms, sampler, logits_processors, seed, None, stream
-    ):
-        waiting.append(frame)
-        if len(waiting) == chunk_frames:
-            with _on(stream):
-                chunk = decoded()
-            yield chunk
+    frames = _frames(model, text, speaker, context, max_audio_length_ms, sampler, logits_processors, seed, None, stream)
+    with closing(frames):  # also when decoding fails
+        for frame in frames:
+            waiting.append(frame)
+            if len(waiting) == chunk_frames:
+                with _on(stream):
+                    chunk = decoded()
+                yield chunk
     if waiting:
         with _on(stream):
             chunk = decoded()
@@ -114,7 +115,7 @@ def _frames(
     model: CSM, text: str, speaker: int, context: Sequence[Segment], max_audio_length_ms: float, sampler: Any,
     logits_processors: Sequence[LogitsProcessor] | None, seed: int | None, progress: Callable[[int], object] | None,
     stream: Any = None,
-) -> Iterator[mx.array]:  # fmt: skip
+) -> Generator[mx.array, None, None]:  # fmt: skip
     """Yield frames (1, K). The next frame is queued on the device before the host looks at this one."""
     if not math.isfinite(max_audio_length_ms):
         raise InputError(f"max_audio_length_ms is {max_audio_length_ms}: expected a number of milliseconds")
@@ -125,9 +126,7 @@ def _frames(
     seed = mix(np.random.SeedSequence().entropy) if seed is None else seed  # type: ignore[arg-type]
     if not isinstance(sampler, Sampler | None):
         mx.random.seed(mix(seed))  # such samplers draw from MLX's global generator
-    training = model.training
-    model.eval()
-    try:
+    with model.generating():
         with _on(stream):
             run = FrameRun(model, sampler or Sampler(), logits_processors or (), seed)
             current = run.start(rows, is_audio)
@@ -141,8 +140,6 @@ def _frames(
                 progress(count)
             yield current
             current = following
-    finally:
-        model.train(training)
 
 
 class FrameRun:
@@ -193,7 +190,7 @@ class FrameRun:
         return step_key(self.seed, self.count)
 
     def _picker(self, key: mx.array) -> Pick:
-        pick = picker(self.model, self.sampler, key)
+        pick = picker(self.model.config, self.sampler, key)
 
         def processed(logits: mx.array, codebook: int) -> mx.array:
             if codebook == 0:
@@ -210,24 +207,26 @@ def compiled_step(model: CSM, path: FramePath, sampler: Any) -> Callable[..., tu
     key = (type(path), sampler, tuple(adapters(model).items()))
     kept = model._companions.setdefault("steps", {})
     if key not in kept:
+        bare, config = path.without_weights(), model.config
 
         def step(
             inputs: Any, frame: mx.array, caches: Caches, taken: mx.array, key: mx.array
         ) -> tuple[mx.array, Caches]:
-            return path.step(frame, caches, taken, picker(model, sampler, key), inputs)
+            return bare.step(frame, caches, taken, picker(config, sampler, key), inputs)
 
         kept.clear()
         kept[key] = mx.compile(step, inputs=mx.random.state, outputs=mx.random.state)
-    return lambda *arguments: kept[key](path.inputs(), *arguments)
+    compiled = kept[key]
+    return lambda *arguments: compiled(path.inputs(), *arguments)
 
 
-def picker(model: CSM, sampler: Any, key: mx.array) -> Pick:
+def picker(config: CSMConfig, sampler: Any, key: mx.array) -> Pick:
     """`pick(logits (B, V), codebook)` for a frame whose noise comes from `key`."""
     if not isinstance(sampler, Sampler):
         return lambda logits, _codebook: sampler(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
     if sampler.temperature == 0:
         return lambda logits, _codebook: mx.argmax(logits, axis=-1)
-    K, entries = model.config.codebooks, model.config.mimi.entries
+    K, entries = config.codebooks, config.mimi.entries
     noise = mx.split(sampler.noise((K, entries), key), K)
     return lambda logits, codebook: sampler(logits, noise[codebook])
 

@@ -5,6 +5,8 @@ Module names are csm-mlx's.
 """
 
 from collections import UserDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ class CSM(nn.Module):
         )
         # Not a dict: MLX would count a dict's modules as the model's own, and adapters would go on the codec.
         self._companions: UserDict[str, Any] = UserDict()
+        self._generations = 0  # under way, see `generating`
+        self._mode_before = self.training
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **companions: Any) -> "CSM":
@@ -71,6 +75,29 @@ class CSM(nn.Module):
             self._companions.pop("fused", None)
         super().train(mode)
         return self
+
+    def update(self, parameters: dict[str, Any], strict: bool = True) -> "CSM":
+        """Replace weights; drops what generation keeps of the old ones, which would take their memory in training."""
+        self._companions.pop("fused", None)
+        super().update(parameters, strict=strict)
+        return self
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """Evaluation while a generation is under way; when the last one ends, the mode from before the first is back.
+
+        Unlike `train` this keeps what the next generation needs of the weights.
+        """
+        if not self._generations:
+            self._mode_before = self.training
+        self._generations += 1
+        super().train(False)
+        try:
+            yield
+        finally:
+            self._generations -= 1
+            if not self._generations:
+                super().train(self._mode_before)
 
     def embed(self, tokens: mx.array, is_audio: mx.array) -> mx.array:
         """Rows (B, T, K + 1) -> backbone inputs (B, T, D).

@@ -116,7 +116,7 @@ class _Speech:
         caption = f'[{self.clip.speaker}] "{self.clip.text}"'
         original = audio.read(self.clip.audio_path, rate_hz)
         codec = codec_of(model)
-        coded = codec.decode(codec.encode(mx.array(original)[None]))[0, : original.size]
+        coded = codec.decode(codec.encode(mx.array(original)[None]))[0, : original.size].astype(mx.float32)
         return [Sample("recording", caption, original, rate_hz), Sample("codec", caption, np.array(coded), rate_hz)]
 
     def _caption(self) -> str:

@@ -16,7 +16,7 @@ from backends.base import Backend, Batch, Metrics, Task, TrainStep
 from backends.data.prefetch import prefetch
 from backends.errors import InputError
 from backends.training import lock, samples, state
-from backends.training.checkpoints import Checkpoints, damage, step_of
+from backends.training.checkpoints import Checkpoints, step_of
 from backends.training.evaluation import term_weights, validate
 from backends.training.log import MetricsLog, Window
 from backends.training.options import TrainOptions
@@ -217,15 +217,15 @@ class _Run:
             write_report(self.directory, self.title, sections)
 
     def _restored(self) -> RunState:
-        if not self.options.resume and self.chief:
-            self.checkpoints.clear()
-        self.backend.world.barrier()
         report = print if self.chief else (lambda _line: None)
-        newest = self.checkpoints.newest(report) or self._given_checkpoint()
+        newest = self.checkpoints.newest(report) if self.options.resume else None
+        newest = newest or state.given_checkpoint(self.options)
         restored = RunState()
         if newest is not None:
             restored = state.restore(newest, self.backend, self.model, self.task.hooks, self.step, self.config, report)
         self._same_start(restored)
+        if not self.options.resume and self.chief:
+            self.checkpoints.clear()  # only now that nothing is refused any more
         if restored.stopped and (not self.options.patience or restored.stale < self.options.patience):
             return replace(restored, stopped="")
         return restored
@@ -237,20 +237,6 @@ class _Run:
                 f"--output-dir {self.directory}: the {ranks} processes find different checkpoints there: "
                 "give a folder that all of them share"
             )
-
-    def _given_checkpoint(self) -> Path | None:
-        """The checkpoint directory of --resume-from, if it is one; a weights file is for the command to load."""
-        given = self.options.resume_from
-        if given is not None and not given.exists():
-            raise InputError(f"--resume-from {given}: no such checkpoint directory or weights file")
-        if given is None or given.is_file():
-            return None
-        problem = damage(given)
-        if problem:
-            raise InputError(
-                f"--resume-from {given}: {problem}; give another checkpoint, such as RUN/checkpoints/step_100"
-            )
-        return given
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.state.step % every == 0

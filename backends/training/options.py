@@ -7,6 +7,7 @@ from typing import Literal
 
 from backends.base import OptimSpec
 from backends.errors import InputError
+from backends.seeds import LARGEST
 from backends.training.schedule import Schedule
 
 
@@ -53,7 +54,7 @@ class TrainOptions:
     patience: int = 0
     """Stop after so many evaluations without a better validation loss; 0 turns it off."""
     seed: int = 0
-    """Seed of everything random."""
+    """Seed of everything random, from 0 to 4294967295."""
     resume: bool = True
     """Continue from the newest checkpoint in the run directory; --no-resume starts over."""
     resume_from: Path | None = None
@@ -83,6 +84,12 @@ class TrainOptions:
             raise InputError(
                 f"--lr-min-ratio {self.lr_min_ratio}: does nothing with --schedule constant: give linear or cosine"
             )
+        if self.optimizer != "adamw" and self.weight_decay not in (0, type(self).weight_decay):
+            raise InputError(
+                f"--weight-decay {self.weight_decay}: does nothing with --optimizer {self.optimizer}: give adamw"
+            )
+        if not 0 <= self.seed <= LARGEST:
+            raise InputError(f"--seed {self.seed}: expected 0 to {LARGEST}")
 
     def optim(self) -> OptimSpec:
         return OptimSpec(

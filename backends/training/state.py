@@ -10,7 +10,7 @@ from backends.adapters.files import load_trained
 from backends.base import Backend, Hooks, Metrics, TrainStep
 from backends.errors import InputError
 from backends.training import lock
-from backends.training.checkpoints import Checkpoints
+from backends.training.checkpoints import Checkpoints, damage
 from backends.training.options import MAY_CHANGE, TrainOptions
 
 
@@ -76,6 +76,28 @@ def restore(
     return state
 
 
+def given_checkpoint(options: TrainOptions) -> Path | None:
+    """The checkpoint directory of --resume-from, if it is one; a weights file is for the command to load.
+
+    Raises InputError where there is none such, where it is damaged, and where --no-resume would remove it.
+    """
+    given, own = options.resume_from, options.output_dir / "checkpoints"
+    if given is None:
+        return None
+    if not given.exists():
+        raise InputError(f"--resume-from {given}: no such checkpoint directory or weights file")
+    if not options.resume and given.resolve().is_relative_to(own.resolve()):
+        raise InputError(
+            f"--resume-from {given}: --no-resume removes the checkpoints in --output-dir {options.output_dir}, "
+            "this one too: name another --output-dir"
+        )
+    if given.is_file():
+        return None
+    if problem := damage(given):
+        raise InputError(f"--resume-from {given}: {problem}; give another checkpoint, such as RUN/checkpoints/step_100")
+    return given
+
+
 def frozen_identity(backend: Backend, model: Any) -> str:
     """A hash of what does not train: about a thousand numbers of each array tell it from another, and are quick."""
     trained, every = backend.trainable(model), backend.parameters(model)
@@ -86,20 +108,21 @@ def frozen_identity(backend: Backend, model: Any) -> str:
 def check_early(backend: Backend, options: TrainOptions, settings: dict[str, Any] | None = None) -> None:
     """Refuse before any recording is read what `backends.training.loop.train` would refuse after all are encoded.
 
-    Raises InputError where the run directory cannot be written or is in use, or its newest checkpoint was trained with
-    other options; `settings` as for `train`.
+    Raises InputError where the run directory cannot be written or is in use, and where the checkpoint to continue from,
+    its newest or else that of --resume-from, is not there or was trained with other options; `settings` as for `train`.
     """
     if backend.world.rank > 0:
         return
     with lock.held(options.output_dir):
         found = Checkpoints(options.output_dir / "checkpoints", options.keep_last).all() if options.resume else []
-    if not found:
+    newest = found[-1] if found else given_checkpoint(options)
+    if newest is None:
         return
     try:
-        payload = json.loads((found[-1] / "trainer.json").read_text(encoding="utf-8"))
+        payload = json.loads((newest / "trainer.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return  # damaged: the one before may do
-    _same_options(found[-1], {**payload["config"], "backend": payload["backend"]}, {
+    _same_options(newest, {**payload["config"], "backend": payload["backend"]}, {
         **plain(settings or asdict(options)), "identity": {"dataset": ""}, "backend": backend.name,
     })  # fmt: skip
 
@@ -141,6 +164,7 @@ def _other_options(path: Path, changed: dict[str, tuple[Any, Any]]) -> str:
     ours = ", ".join(f"{flag} is {asked!r}" for flag, (_, asked) in values.items())
     theirs = ", ".join(f"{saved!r}" if len(values) == 1 else f"{flag} {saved!r}" for flag, (saved, _) in values.items())
     use = "that value" if len(values) == 1 else "those values"
-    return (
-        f"{ours}, but {path} was trained with {theirs}: use {use}, another --output-dir, or --no-resume to start over"
-    )
+    remedy = f"{use}, another --output-dir, or --no-resume to start over"
+    if changed.keys() == {"resume_from"}:
+        remedy = f"{use} or another --output-dir"  # starting over may remove what is to be continued
+    return f"{ours}, but {path} was trained with {theirs}: use {remedy}"

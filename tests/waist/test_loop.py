@@ -34,7 +34,7 @@ def no_pictures(monkeypatch):
 
 
 def options(directory, **changes):
-    defaults = {"epochs": 3, "learning_rate": 1e-2, "weight_decay": 0.01, "log_every": 3, "save_every": 0, "seed": 5}
+    defaults = {"epochs": 3, "learning_rate": 1e-2, "log_every": 3, "save_every": 0, "seed": 5}
     return TrainOptions(output_dir=directory, **{**defaults, **changes})
 
 
@@ -320,6 +320,56 @@ def test_continues_from_a_checkpoint_of_another_run(side, tmp_path):
     (given / "weights.safetensors").write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"--resume-from .*step_8: weights.safetensors is 7 bytes"):
         train(side, tmp_path / "d", resume_from=given)
+
+
+def test_starting_over_from_a_checkpoint_of_this_run_keeps_them(side, tmp_path):
+    """The checkpoint to continue from is looked at before any is removed, and so is whether the options are its own."""
+    train(side, tmp_path / "a")
+    own = tmp_path / "a" / "checkpoints"
+    outside = train(side, tmp_path / "b", epochs=1)[0].report.parent / "checkpoints" / "step_4"
+    refused = {
+        own / "step_8": "step_8: --no-resume removes the checkpoints in --output-dir .*a, this one too: name another",
+        own / ".." / "checkpoints" / "step_8" / "weights.safetensors": "this one too: name another --output-dir",
+        tmp_path / "nowhere": "nowhere: no such checkpoint",
+    }
+    for given, message in refused.items():
+        with pytest.raises(InputError, match=message):
+            train(side, tmp_path / "a", resume=False, resume_from=given)
+        with pytest.raises(InputError, match=message):
+            check_early(side.backend, options(tmp_path / "a", resume=False, resume_from=given))
+    with pytest.raises(InputError, match="--seed is 6, but .*step_4 was trained with 5"):
+        train(side, tmp_path / "a", resume=False, resume_from=outside, seed=6)
+    with pytest.raises(
+        InputError, match=r"--resume-from is .*step_8', but .*step_12 .*: use that value or another --o\S*$"
+    ):
+        train(side, tmp_path / "a", resume_from=own / "step_8")
+    assert saved(tmp_path / "a") == [8, 12]
+    result, _ = train(side, tmp_path / "a", resume=False, resume_from=outside, epochs=2)
+    assert (result.step, saved(tmp_path / "a")) == (8, [8])
+
+
+def test_what_a_checkpoint_to_start_from_would_refuse_is_refused_early(side, tmp_path):
+    train(side, tmp_path / "a", epochs=1)
+    given = tmp_path / "a" / "checkpoints" / "step_4"
+    check_early(side.backend, options(tmp_path / "b", resume_from=given))
+    with pytest.raises(InputError, match="--learning-rate is 0.5, but .*step_4 was trained with 0.01"):
+        check_early(side.backend, options(tmp_path / "b", resume_from=given, learning_rate=0.5))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_weight_decay_is_refused_where_the_optimizer_has_none(tmp_path, optimizer):
+    with pytest.raises(InputError, match=f"--weight-decay 0.5: does nothing with --optimizer {optimizer}: give adamw"):
+        options(tmp_path, optimizer=optimizer, weight_decay=0.5)
+    options(tmp_path, optimizer=optimizer)
+    options(tmp_path, optimizer=optimizer, weight_decay=0)
+    options(tmp_path, optimizer="adamw", weight_decay=0.5)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_that_would_be_another_s_are_refused(tmp_path, seed):
+    with pytest.raises(InputError, match=f"--seed {seed}: expected 0 to 4294967295"):
+        options(tmp_path, seed=seed)
+    options(tmp_path, seed=2**32 - 1)
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(side, tmp_path, capsys):

@@ -36,8 +36,8 @@ lint: $(VENV)/.all
 	$(PY) -m pyright
 
 bench: $(VENV)/.all
-	$(PY) -m pip install -q $(CONSTRAINTS) mlx-audio
-	$(PY) -m benchmarks.csm_frames
+	$(PY) -m pip install -q $(CONSTRAINTS) mlx-audio==0.6.2
+	AUDIOSMITH_BLAS=openblas $(PY) -m benchmarks.csm_frames --compile
 	$(PY) -m benchmarks.csm_depth_fraction
 
 $(VENV)/.created:

@@ -114,7 +114,7 @@ def main(options: GenerateOptions) -> None:
             options.speaker,
             _context(options),
             options.max_audio_length_ms,
-            sampler=_sampler(options),
+            sampler=_sampler(options, model.config.mimi.entries),
             seed=options.seed,
             progress=lambda _count: bar.update(),
         )
@@ -149,12 +149,13 @@ def _context(options: GenerateOptions) -> list[Segment]:
     return [Segment(speaker, text, audio_path=path) for speaker, text, path in turns]
 
 
-def _sampler(options: GenerateOptions) -> Any:
+def _sampler(options: GenerateOptions, entries: int) -> Any:
     if not options.min_p:
         return Sampler(options.temperature, options.top_k, options.top_p)
     from mlx_lm.sample_utils import make_sampler  # heavy: it imports transformers
 
-    return make_sampler(options.temperature, top_p=options.top_p, min_p=options.min_p, top_k=options.top_k)
+    top_k = options.top_k if options.top_k < entries else 0  # mlx-lm refuses to keep them all by their number
+    return make_sampler(options.temperature, top_p=options.top_p, min_p=options.min_p, top_k=top_k)
 
 
 def _closing(options: GenerateOptions, seconds: float, elapsed: float, *, full: bool) -> str:

@@ -113,7 +113,7 @@ def test_the_command_s_top_p_is_keyed_by_seed_and_greedy_where_it_is_small(model
 
     def codes(top_p: float, seed: int) -> np.ndarray:
         mx.random.normal((3,))
-        return frames(model, 6, chosen_sampler(GenerateOptions(text="a", top_p=top_p)), seed)
+        return frames(model, 6, chosen_sampler(GenerateOptions(text="a", top_p=top_p), 256), seed)
 
     np.testing.assert_array_equal(codes(0.9, 1), codes(0.9, 1))
     assert (codes(0.9, 1) != codes(0.9, 2)).any()
@@ -318,6 +318,11 @@ def test_a_text_without_words_is_refused(model, text):
         next(stream_generate(model, text, 0))
 
 
+def test_a_text_with_half_a_character_is_refused(model):
+    with pytest.raises(InputError, match=r"text 'caf\\udce9': holds what is no character; expected UTF-8"):
+        generate(model, "caf\udce9", 0)
+
+
 @pytest.mark.parametrize("speaker", ["x", -1, 1.5, True, None])
 def test_a_speaker_that_is_no_whole_number_is_refused(model, speaker):
     with pytest.raises(InputError, match=rf"^speaker is {speaker!r}: expected a whole number from 0"):
@@ -337,3 +342,11 @@ def test_the_model_keeps_its_mode(model):
     model.eval()
     generate(model, "hello", 0, [], 160, seed=0)
     assert not model.training
+
+
+@pytest.mark.parametrize("top_k", [256, 300])
+def test_min_p_takes_a_top_k_of_all_entries(model, top_k):
+    """mlx-lm's sampler, which draws it, refuses to keep them all by their number."""
+    options = GenerateOptions(text="hi", min_p=0.1, top_k=top_k)
+    chosen = chosen_sampler(options, model.config.mimi.entries)
+    assert generate(model, "hi", 0, [], 160, sampler=chosen, seed=0).shape == (2 * 1920,)

@@ -171,7 +171,7 @@ def _checked(clip: Clip | Skipped, longest_ms: float) -> Clip | Skipped:
 def _by_folder(clips: list[Clip]) -> list[Clip]:
     """Number folders from 0 in their order; folders whose names are all numbers keep them."""
     folders = sorted({clip.audio_path.parent for clip in clips})
-    if all(folder.name.isdigit() for folder in folders):
+    if all(folder.name.isdecimal() for folder in folders):
         ids = {folder: int(folder.name) for folder in folders}
     else:
         ids = {folder: index for index, folder in enumerate(folders)}

@@ -110,13 +110,13 @@ def test_one_suffix_a_speaker_and_a_limit(folder):
 
 
 def test_speakers_by_folder(tmp_path):
-    for name in ("bob", "amy"):
+    for name in ("bob", "amy", "\u00b2"):
         (tmp_path / name).mkdir()
         shutil.copy(RECORDINGS / "1_george_5.wav", tmp_path / name / "a.wav")
         (tmp_path / name / "a.txt").write_text(name, encoding="utf-8")
     create("--audio-dir", tmp_path, "--output-json", tmp_path / "d.json", "--recursive", "--speaker-per-folder")
     rows = json.loads((tmp_path / "d.json").read_text(encoding="utf-8"))
-    assert {row["text"]: row["speaker_id"] for row in rows} == {"amy": 0, "bob": 1}
+    assert {row["text"]: row["speaker_id"] for row in rows} == {"amy": 0, "bob": 1, "\u00b2": 2}
 
 
 def test_ljspeech_metadata(tmp_path):

@@ -73,7 +73,10 @@ class TextTokenizer:
         self.bos, self.eos = bos, eos
 
     def encode(self, text: str, speaker: int) -> list[int]:
-        """Ids of `<bos>[speaker]text<eos>`; no space follows the bracket. Raises InputError for halves of characters."""
+        """Ids of `<bos>[speaker]text<eos>`; no space follows the bracket.
+
+        Raises InputError for a text with halves of characters.
+        """
         if not is_text(text):
             raise InputError(f"text {text!r}: holds what is no character; expected UTF-8")
         ids = self.tokenizer.encode(f"[{speaker}]{text}", add_special_tokens=False).ids

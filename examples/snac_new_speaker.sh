@@ -2,6 +2,10 @@
 # A tiny SNAC learns four speakers of the Free Spoken Digit Dataset, then moves to the fifth, on both backends from the
 # same start: its decoder alone, and all of it. sh examples/snac_new_speaker.sh RECORDINGS WORK
 set -e
+if [ ! -d "${1-}" ] || [ -z "${2-}" ]; then
+  echo "usage: sh examples/snac_new_speaker.sh RECORDINGS WORK" >&2
+  exit 2
+fi
 recordings=$1 work=$2
 python examples/fsdd_folders.py "$recordings" "$work/dataset"
 python -m snac_port.finetune --config configs/tiny_from_scratch.json --backend torch \

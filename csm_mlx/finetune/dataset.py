@@ -67,8 +67,13 @@ def examples(
     cache: CodeCache,
     limits: Limits,
     report: Callable[[str], None] = print,
+    *,
+    option: str = "--data-path",
 ) -> list[Example]:
-    """Encode the conversations; says which are left out. Raises InputError if none is left or a clip cannot be read."""
+    """Encode the conversations; says which are left out.
+
+    Raises InputError if none of them, which `option` gave, is left, and where a clip cannot be read.
+    """
     made, left_out = [], []
     for conversation in tqdm(conversations, desc="encoding", unit="row"):
         codes = [cache(clip.audio_path)[: model.config.codebooks] for clip in conversation]
@@ -81,7 +86,7 @@ def examples(
     if left_out:
         report(f"left out {len(left_out)} rows that are too long or have no target speaker, e.g. {left_out[0]}")
     if not made:
-        raise InputError("--data-path: no row is left to train on; see --max-audio-length-ms and --mask-speakers")
+        raise InputError(f"{option}: no row is left; see --max-audio-length-ms and --mask-speakers")
     return made
 
 

@@ -22,7 +22,9 @@ def main(options: FullOptions) -> None:
     frozen = tuple(f"{stack}." for stack in _frozen_stacks(options))
     backend.train_only(model, lambda name: not name.startswith(frozen) if frozen else True)
     if options.resume_from is not None and options.resume_from.is_file():
+        dtype = model.dtype
         load_file(model, options.resume_from)
+        model.set_dtype(dtype)  # not the file's: bfloat16 would round small updates away
 
     def export(live: CSM, directory: Path, label: str) -> Path:
         path = directory / f"ckpt_{label}.safetensors"

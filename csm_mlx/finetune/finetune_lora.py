@@ -55,6 +55,9 @@ def _start_from(model: CSM, options: LoRAOptions) -> None:
             f"--resume-from {options.resume_from}: holds embeddings that were trained whole: add --train-embeddings"
         )
     load_lora_weights(model, options.resume_from)
+    backend = get("mlx")
+    trained = backend.trainable(model)  # in the file's type
+    backend.load(model, {name: value.astype(mx.float32) for name, value in trained.items()}, strict=False)
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ class LoRAOptions(CSMOptions):
         super().__post_init__()
         if not 0 < self.lora_alpha < math.inf:
             raise InputError(f"--lora-alpha {self.lora_alpha}: expected a positive number, often twice the rank")
-        clash = [name for name in self.target_modules if "embeddings" in name]
+        clash = [part for part in self.target_modules if any(part in name for name in EMBEDDINGS)]
         if self.train_embeddings and clash:
             raise InputError(
                 f"--train-embeddings trains the embeddings whole, --target-modules {clash[0]} puts LoRA on them: "

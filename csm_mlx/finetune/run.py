@@ -19,7 +19,7 @@ from csm_mlx.companions import codec_of
 from csm_mlx.finetune import dataset
 from csm_mlx.finetune.estimate import describe
 from csm_mlx.finetune.options import CSMOptions
-from csm_mlx.generation import generate
+from csm_mlx.generation import generate, prompt_rows
 from csm_mlx.load import from_pretrained
 from csm_mlx.model import CSM
 from csm_mlx.task import CSMTask, Example, Plan
@@ -48,12 +48,14 @@ def finetune(options: CSMOptions, model: CSM, export: Exporter, title: str) -> R
     conversations = read_manifest(options.data_path)[: options.max_samples]
     training, held_out = _split(conversations, options)
     dataset.check_speakers([*training, *held_out], options.mask_speakers)
+    sampler = _sampler(options, model, training)
     dataset.check_audio([*training, *held_out], model.config.mimi.sample_rate_hz)
     cache = dataset.code_cache(model, backend)
     limits = dataset.Limits(options.max_audio_length_ms, options.mask_speakers)
     train_on = dataset.examples(training, model, cache, limits)
-    validate_on = dataset.examples(held_out, model, cache, limits) if held_out else []
-    task = CSMTask(train_on, _plan(options, model), backend.world, validate_on, _sampler(options, training), export)
+    option = "--val-split" if options.val_path is None else "--val-path"
+    validate_on = dataset.examples(held_out, model, cache, limits, option=option) if held_out else []
+    task = CSMTask(train_on, _plan(options, model), backend.world, validate_on, sampler, export)
     print(describe(model, task, options, backend))
     identity = {
         "dataset": dataset.fingerprint([*train_on, *validate_on]),
@@ -123,12 +125,25 @@ class _Speech:
         return f'[{self.speaker}] "{self.text}"'
 
 
-def _sampler(options: CSMOptions, conversations: list[Conversation]) -> Callable[[CSM, int], list[Sample]]:
+def _sampler(options: CSMOptions, model: CSM, conversations: list[Conversation]) -> Callable[[CSM, int], list[Sample]]:
     if options.sample_text == "":
         return lambda _model, _step: []
     clip = conversations[0][0]
     speaker = clip.speaker if options.sample_speaker is None else options.sample_speaker
-    return _Speech(clip, options.sample_text or clip.text, speaker, options.sample_ms, options.seed)
+    text = options.sample_text or clip.text
+    _check_room(model, text, speaker, options.sample_ms)
+    return _Speech(clip, text, speaker, options.sample_ms, options.seed)
+
+
+def _check_room(model: CSM, text: str, speaker: int, longest_ms: float) -> None:
+    """Refuse before anything is encoded a sample that `generate` would refuse after."""
+    rows, _ = prompt_rows(model, text, speaker, ())
+    room = max(0, model.config.max_positions - len(rows) - 1)
+    if int(longest_ms / model.config.frame_ms) > room:
+        raise InputError(
+            f"--sample-ms {longest_ms}: the model's positions hold {room * model.config.frame_ms:.0f} ms after the "
+            f"{len(rows)} tokens of the sample's text: give less"
+        )
 
 
 def _closing(result: Result) -> str:

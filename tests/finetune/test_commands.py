@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -136,15 +137,16 @@ BAD_FLAGS = {
     "--patience 3": "--patience needs a validation set: give --val-path or --val-split",
     "--val-split 0.5 --val-path v.json": "--val-path and --val-split exclude each other",
     "--train-embeddings --target-modules attn text_embeddings": "the two exclude each other",
+    "--train-embeddings --target-modules attn embed": "--target-modules embed puts LoRA on them: the two exclude each other",
     "--target-modules attn --target_modules mlp": "--target-modules is given 2 times: give it once, with all its values",
     "--target-modules attnn": "--target-modules attnn: no such module",
     "--dropout 1.5": "--dropout 1.5: expected 0 <= dropout < 1",
-    "--mask-speakers 0 1": "no row is left to train on",
+    "--mask-speakers 0 1": "--data-path: no row is left; see --max-audio-length-ms and --mask-speakers",
     "--mask-speakers 0 7": "--mask-speakers 7: no row has this speaker; those of the data are 0 1",
     "--lr-min-ratio 0.1": "--lr-min-ratio 0.1: does nothing with --schedule constant: give linear or cosine",
     "--sample-speaker 1": "--sample-speaker 1: does nothing, because --sample-text is empty",
     "--lora-rank 100000": "--lora-rank 100000: larger than any dimension of the adapted modules: expected at most 2",
-    "--max-audio-length-ms 1": "no row is left to train on",
+    "--max-audio-length-ms 1": "--data-path: no row is left",
     "--val-split 0.01": "leaves one side empty",
     "--model nowhere/else/there": "--model nowhere/else/there: no such directory",
     "--pretrained-path none.safetensors": "none.safetensors",
@@ -266,6 +268,41 @@ def test_stereo_and_other_rates_are_taken(tmp_path):
     assert read_back.shape == (24000,)
     expected = np.sin(2 * np.pi * 440 * np.arange(24000) / 24000)
     assert np.abs(read_back - expected)[500:-500].max() < 1e-3
+
+
+def test_a_validation_set_that_becomes_empty_is_named(lora, capsys, tmp_path):
+    held_out = tmp_path / "val.json"
+    held_out.write_text(json.dumps(_row(speaker_id=1)), encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        lora("--val-path", held_out, "--mask-speakers", 1)
+    assert stop.value.code == 2
+    assert "error: --val-path: no row is left; see" in capsys.readouterr().err
+
+
+def test_a_sample_too_long_for_the_model_is_refused_before_anything_is_encoded(lora, capsys, monkeypatch):
+    encoded = []
+    monkeypatch.setattr("csm_mlx.finetune.dataset.examples", lambda *_, **__: encoded.append(1))
+    with pytest.raises(SystemExit) as stop:
+        lora("--sample-text", "one", "--sample-ms", 200_000)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert (
+        "error: --sample-ms 200000.0: the model's positions hold 163120 ms after the 8 tokens of the sample's" in error
+    )
+    assert not encoded
+
+
+def test_what_trains_is_float32_whatever_the_file_to_start_from(lora, full, tmp_path):
+    for run, name in ((full, "ckpt"), (lora, "lora_ckpt")):
+        path = run(output=tmp_path / name) / f"{name}_epoch_1.safetensors"
+        arrays, metadata = mx.load(str(path), return_metadata=True)
+        half = {key: value.astype(mx.bfloat16) for key, value in arrays.items()}
+        mx.save_safetensors(str(tmp_path / "half.safetensors"), half, metadata)
+        again = run("--resume-from", tmp_path / "half.safetensors", output=tmp_path / f"{name}_again")
+        saved = mx.load(str(again / f"{name}_epoch_1.safetensors"))
+        assert {value.dtype for value in saved.values()} == {mx.float32}
+    low = full("--resume-from", tmp_path / "ckpt" / "ckpt_epoch_1.safetensors", "--dtype", "bfloat16")
+    assert {value.dtype for value in mx.load(str(low / "ckpt_epoch_1.safetensors")).values()} == {mx.bfloat16}
 
 
 def test_a_changed_option_on_continuing_is_refused(lora, capsys):

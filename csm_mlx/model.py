@@ -4,20 +4,18 @@ Letters: B batch, T rows (text tokens and audio frames in one sequence), K codeb
 Module names are csm-mlx's.
 """
 
-from collections import UserDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from backends.mlx_backend.generating import GenerativeModel
 from csm_mlx.config import CSMConfig
 from csm_mlx.llama import GrowingCache, Llama
 
 
-class CSM(nn.Module):
+class CSM(GenerativeModel):
     """The model of `config`, e.g. `CSM(csm_1b())`, with random weights until some are loaded.
 
     `codec` and `tokenizer` are what generation and training on audio need besides; `from_pretrained` brings those that
@@ -37,10 +35,6 @@ class CSM(nn.Module):
         self.audio_head = mx.random.normal(
             (config.codebooks - 1, depth_width, config.audio_vocab), scale=depth_width**-0.5
         )
-        # Not a dict: MLX would count a dict's modules as the model's own, and adapters would go on the codec.
-        self._companions: UserDict[str, Any] = UserDict()
-        self._generations = 0  # under way, see `generating`
-        self._mode_before = self.training
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **companions: Any) -> "CSM":
@@ -68,36 +62,6 @@ class CSM(nn.Module):
             return self
         super().load_weights(file_or_weights, strict=strict)
         return self
-
-    def train(self, mode: bool = True) -> "CSM":
-        """Switch between training and evaluation; training drops what generation keeps of the weights."""
-        if mode:
-            self._companions.pop("fused", None)
-        super().train(mode)
-        return self
-
-    def update(self, parameters: dict[str, Any], strict: bool = True) -> "CSM":
-        """Replace weights; drops what generation keeps of the old ones, which would take their memory in training."""
-        self._companions.pop("fused", None)
-        super().update(parameters, strict=strict)
-        return self
-
-    @contextmanager
-    def generating(self) -> Iterator[None]:
-        """Evaluation while a generation is under way; when the last one ends, the mode from before the first is back.
-
-        Unlike `train` this keeps what the next generation needs of the weights.
-        """
-        if not self._generations:
-            self._mode_before = self.training
-        self._generations += 1
-        super().train(False)
-        try:
-            yield
-        finally:
-            self._generations -= 1
-            if not self._generations:
-                super().train(self._mode_before)
 
     def embed(self, tokens: mx.array, is_audio: mx.array) -> mx.array:
         """Rows (B, T, K + 1) -> backbone inputs (B, T, D).

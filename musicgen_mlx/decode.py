@@ -149,8 +149,8 @@ class Decoder:
 
             kept.clear()
             kept[key] = mx.compile(step)
-        weights = self.model.parameters()
-        return lambda *arguments: kept[key](weights, *arguments)
+        compiled, weights = kept[key], self.model.parameters()
+        return lambda *arguments: compiled(weights, *arguments)
 
 
 def _grown(x: mx.array) -> mx.array:

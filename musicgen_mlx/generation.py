@@ -49,9 +49,7 @@ def predicted_steps(
 ) -> Iterator[mx.array]:  # fmt: skip
     """Yield the steps (B, K) from the first one that is not wholly known. The next is queued before one is yielded."""
     first, S = first_unknown(laid), laid.shape[2]
-    training = model.training
-    model.eval()
-    try:
+    with model.generating():
         run = Decoder(model, sampler, seeds, condition, guidance, compile=compile)
         current = run.start(laid[:, :, :first], laid[:, :, first])
         for step in range(first + 1, S + 1):
@@ -59,8 +57,6 @@ def predicted_steps(
             mx.eval(current)
             yield current
             current = following
-    finally:
-        model.train(training)
 
 
 def decode_audio(model: MusicGen, codes: mx.array) -> mx.array:

@@ -49,7 +49,8 @@ class Engine:
 
     def said(self, prompts: Sequence[str | None]) -> Any:
         """What these descriptions condition on."""
-        return condition.from_texts(self.model, prompts)
+        with self.model.generating():  # the projection may carry an adapter
+            return condition.from_texts(self.model, prompts)
 
     def steps(
         self, laid: np.ndarray, said: Any, seeds: Sequence[int], sampling: Sampling, guidance: float

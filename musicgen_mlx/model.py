@@ -4,7 +4,6 @@ Letters: B batch, K codebooks, T steps, D width, V codes, L rows of a condition.
 `musicgen_mlx.pattern`: step s of codebook k belongs to frame s - 1 - delay_k.
 """
 
-from collections import UserDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from backends.mlx_backend.generating import GenerativeModel
 from backends.mlx_backend.recompute import recomputed
 from musicgen_mlx.attention import Attention, Cache, KeysValues
 from musicgen_mlx.condition import Condition, Conditioner
@@ -20,7 +20,7 @@ from musicgen_mlx.config import MusicGenConfig
 MAX_PERIOD = 10_000
 
 
-class MusicGen(nn.Module):
+class MusicGen(GenerativeModel):
     """The model of `config`, e.g. `MusicGen(of_scale("small"))`, with random weights until some are loaded.
 
     `codec`, `text_encoder` and its tokenizer are what generation and training on audio need besides; `from_pretrained`
@@ -40,8 +40,6 @@ class MusicGen(nn.Module):
         if config.chroma:
             self.chroma_conditioner = Conditioner(config.chroma, config.width)
         self.recompute = False
-        # Not a dict: MLX would count a dict's modules as the model's own, and adapters would go on the codec.
-        self._companions: UserDict[str, Any] = UserDict()
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **companions: Any) -> "MusicGen":
@@ -58,13 +56,6 @@ class MusicGen(nn.Module):
             self._companions["codec"] = companions.load_codec(codec)
         if text_encoder is not None:
             self._companions["text_encoder"] = companions.load_text_encoder(text_encoder)
-        return self
-
-    def train(self, mode: bool = True) -> "MusicGen":
-        """Switch between training and evaluation; training drops what generation keeps of the weights."""
-        if mode:
-            self._companions.pop("fused", None)
-        super().train(mode)
         return self
 
     def __call__(self, codes: mx.array, condition: Condition | None = None) -> mx.array:

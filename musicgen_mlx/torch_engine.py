@@ -58,7 +58,7 @@ class Engine:
                 raise InputError("this model was trained without a condition: leave the prompt out")
             return None
         states, mask = self._rows([prompt or "" for prompt in prompts]) if any(prompts) else self._silence(prompts)
-        with torch.inference_mode():
+        with torch.inference_mode(), torch_generation.generating(self.model):
             return self.model.condition(states, mask, [not prompt for prompt in prompts])  # type: ignore[union-attr]
 
     def steps(

@@ -1,6 +1,7 @@
 """Codes and audio from a MusicGen on PyTorch: the mirror of `musicgen_mlx.generation`."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -33,17 +34,27 @@ def predicted_steps(
 ) -> Iterator[torch.Tensor]:  # fmt: skip
     """Yield the steps (B, K) from the first one that is not wholly known. The next is queued before one is yielded."""
     first, S = first_unknown(laid), laid.shape[2]
-    training = model.training
-    model.eval()
-    try:
+    with generating(model):
         run = Decoder(model, sampler, seeds, condition, guidance)
         current = run.start(laid[:, :, :first], laid[:, :, first])
         for step in range(first + 1, S + 1):
             following = run.advance(current, laid[:, :, step]) if step < S else current
             yield current
             current = following
+
+
+@contextmanager
+def generating(model: AnyMusicGen) -> Iterator[None]:
+    """Evaluation while a generation is under way; when the last one ends, the mode from before the first is back."""
+    before = model.__dict__.setdefault("_modes_before", [])  # one for each generation; the first one's is the model's
+    before.append(model.training)
+    model.eval()
+    try:
+        yield
     finally:
-        model.train(training)
+        mode = before.pop()
+        if not before:
+            model.train(mode)
 
 
 @torch.inference_mode()

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from backends.base import Backend
 from backends.data import audio
-from backends.data.codes import CodeCache, default_cache
+from backends.data.codes import CodeCache, default_cache, identity
 from backends.data.manifest import Clip, Conversation
 from backends.data.segments import each
 from backends.data.wav import check_whole
@@ -38,8 +38,8 @@ def code_cache(model: CSM, backend: Backend) -> CodeCache:
     def encode(path: Path) -> np.ndarray:
         return tokens.encode_audio(codec, audio.read(path, rate_hz))
 
-    identity = backend.fingerprint(parameters.parameters(codec))
-    return CodeCache(encode, identity, default_cache())
+    known_by = identity(backend.fingerprint(parameters.parameters(codec)), asdict(codec.config))
+    return CodeCache(encode, known_by, default_cache())
 
 
 def check_audio(conversations: Sequence[Conversation], rate_hz: int) -> None:

@@ -86,9 +86,13 @@ class MusicGen(Door, nn.Module):
         positions do not skip padding; raises InputError otherwise."""
         said = tuple(empty) or (False,) * len(mask)
         keep = mask & ~torch.tensor(said, device=mask.device)[:, None]
-        projected = self.enc_to_dec_proj(states.to(self.enc_to_dec_proj.weight.dtype)) * keep[..., None]
+        projected = self.projected(states) * keep[..., None]
         condition = Condition(projected, mask, said)
         return self._after_chroma(condition, chroma) if self.shapes.chroma else condition
+
+    def projected(self, states: torch.Tensor) -> torch.Tensor:
+        """Rows of a text encoder (B, L, W) -> (B, L, D), by a projection that may carry an adapter."""
+        return self.enc_to_dec_proj(states.to(self.decoder.model.decoder.layer_norm.weight.dtype))
 
     def null(self, condition: Condition) -> Condition:
         """As `musicgen_mlx.condition.null`."""

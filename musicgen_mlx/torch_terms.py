@@ -21,5 +21,5 @@ def codebook_sums(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor
 def _condition(model: Any, batch: Mapping[str, torch.Tensor]) -> Condition | None:
     if "rows" not in batch:
         return None
-    rows = model.enc_to_dec_proj(batch["rows"].to(model.enc_to_dec_proj.weight.dtype))
+    rows = model.projected(batch["rows"])
     return Condition(torch.where(batch["said"][..., None], rows, 0), batch["rows_seen"], ())

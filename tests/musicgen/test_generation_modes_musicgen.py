@@ -22,7 +22,6 @@ from musicgen_mlx.known import known_steps
 from musicgen_mlx.music import Sampling, frames
 from musicgen_mlx.tiny import model as tiny
 
-ADAPTED_BESIDES = {"mlx": ["text_conditioner.output_proj"], "torch": []}
 LAID = known_steps(tiny("none").config, 1, 5)
 
 
@@ -33,7 +32,7 @@ def engine(request):
     backend = get(made.name, "cpu" if made.name == "torch" else None)
     adapters = Adapters(backend, made.model, made.config)
     attentions = [name for name in adapters.native if "attn" in name]
-    adapters.put([*attentions, *ADAPTED_BESIDES[made.name]], LoRASpec(dropout=0.5))
+    adapters.put([*attentions, "text_conditioner.output_proj"], LoRASpec(dropout=0.5))
     rng = np.random.default_rng(3)
     drawn = {name: 0.3 * rng.standard_normal(tuple(value.shape)).astype(np.float32)
              for name, value in backend.trainable(made.model).items() if name.endswith("lora_B")}  # fmt: skip

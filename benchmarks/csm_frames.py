@@ -126,6 +126,7 @@ def their_frames(model: CSM, frames: int) -> Callable[[], float]:
 
 
 def their_prompt(config: CSMConfig) -> tuple[np.ndarray, np.ndarray]:
+    """`prompt` with mlx-audio's mask."""
     rows, _ = prompt(config)
     mask = np.zeros(rows.shape, np.float32)
     mask[:, -1] = 1

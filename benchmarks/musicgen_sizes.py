@@ -141,6 +141,7 @@ def in_transformers(options: Options, folder: Path) -> None:
 
 
 def print_parameters(counts: dict[str, dict[str, int]]) -> None:
+    """A line per size, and the ratio of the two."""
     totals = {size: sum(parts.values()) for size, parts in counts.items()}
     for size, parts in counts.items():
         listed = ", ".join(f"{name.replace('_', ' ')} {count / 1e6:.1f} M" for name, count in parts.items())
@@ -153,6 +154,7 @@ def print_parameters(counts: dict[str, dict[str, int]]) -> None:
 
 
 def print_costs(options: Options, costs: dict[str, dict[str, list[Cost]]]) -> None:
+    """Medians of the contestants' times and memory by size, and the ratios to transformers."""
     print(
         f"MLX's BLAS: {blas.preload() or 'reference'}; from process start to {options.samples} WAV files of "
         f"{options.duration:g} s, medians of {options.rounds} rounds"

@@ -187,6 +187,8 @@ Work = Callable[[], str]  # runs once and says what came out
 
 
 def ours(backend: str) -> Callable[[Path, SNACConfig, str, float], Work]:
+    """Our codec on a backend."""
+
     def make(folder: Path, config: SNACConfig, task: str, seconds: float) -> Work:
         codec = load.from_pretrained(folder, backend)
         if task == "decode":
@@ -199,6 +201,7 @@ def ours(backend: str) -> Callable[[Path, SNACConfig, str, float], Work]:
 
 
 def mlx_audio(folder: Path, config: SNACConfig, task: str, seconds: float) -> Work:
+    """mlx-audio's port with the same weights."""
     import mlx.core as mx
     from mlx_audio.codec.models.snac import SNAC  # pyright: ignore[reportMissingImports]
 
@@ -215,6 +218,7 @@ def mlx_audio(folder: Path, config: SNACConfig, task: str, seconds: float) -> Wo
 
 
 def snac_torch(folder: Path, config: SNACConfig, task: str, seconds: float) -> Work:
+    """The `snac` package, called plainly."""
     import torch
 
     from snac_port.torch_model import snac  # imported there without its warning

@@ -100,6 +100,7 @@ def measure(options: Options) -> dict[str, float]:
 
 
 def our_step(options: Options, segments: int) -> Callable[[], object]:
+    """A decoder-only training step of ours on the backend of --only."""
     backend = get(options.only or "mlx", "cpu" if options.only == "torch" else None)
     config = snac_24khz()
     model: Any = from_pretrained(str(options.weights), backend.name, "cpu" if backend.name == "torch" else None)
@@ -113,6 +114,7 @@ def our_step(options: Options, segments: int) -> Callable[[], object]:
 
 
 def batch_of(family: SNACFamily, segments: int) -> Batch:
+    """Segments of one second of noise, with codes drawn at random."""
     config, draws = family.config, rng(0)
     audio = (0.1 * draws.standard_normal((segments, config.sampling_rate))).astype(np.float32)
     units = -(-config.sampling_rate // config.unit_samples)

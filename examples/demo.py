@@ -18,6 +18,7 @@ OUTPUT = ROOT / "demo_output"
 
 
 def main() -> None:
+    """Recordings, a dataset, a fine-tuned adapter, sound before and after, and a report."""
     started = time.monotonic()
     shutil.rmtree(OUTPUT, ignore_errors=True)
     for part in ("train", "val"):
@@ -53,6 +54,7 @@ def main() -> None:
 
 
 def generate(name: str, *extra: object) -> None:
+    """Say one word with the tiny model."""
     command("csm_mlx.generate", "--model", "tiny", "--text", "seven", "--speaker", 0, "--output", OUTPUT / name,
             "--max-audio-length-ms", 1000, "--seed", 0, *extra)  # fmt: skip
 

@@ -26,6 +26,7 @@ ROOTS_HZ = (41.2, 43.7, 49.0, 55.0)
 
 
 def main() -> None:
+    """Loops, a codec and a model trained on them, music and a report."""
     started = time.monotonic()
     shutil.rmtree(OUTPUT, ignore_errors=True)
     write_loops()
@@ -75,6 +76,7 @@ def main() -> None:
 
 
 def write_loops() -> None:
+    """Loops to train on and to validate on."""
     for number in range(LOOPS + HELD_OUT):
         part = "train" if number < LOOPS else "val"
         audio.write(OUTPUT / "loops" / part / f"loop{number:02d}.wav", loop(number), RATE_HZ)

@@ -14,6 +14,7 @@ def memory() -> Memory:
 
 
 def reset_peak_memory() -> None:
+    """Count the peak from now on."""
     mx.reset_peak_memory()
 
 

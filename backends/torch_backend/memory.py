@@ -19,5 +19,6 @@ def memory(device: torch.device) -> Memory:
 
 
 def reset_peak_memory(device: torch.device) -> None:
+    """Count the peak from now on, where the device is a GPU."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

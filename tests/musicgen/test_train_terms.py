@@ -12,11 +12,13 @@ import torch
 from gradients import assert_gradients_equal
 
 from backends import get
+from backends.base import LoRASpec, OptimSpec
 from backends.layouts import musicgen
 from backends.layouts.rules import to_ours
 from backends.torch_backend.step import native
 from musicgen_mlx import condition, initial, load, pattern, studio, torch_model
 from musicgen_mlx.dataset import split
+from musicgen_mlx.mlx_terms import codebook_sums
 
 BACKENDS = ("mlx", "torch")
 SEED = 7
@@ -216,3 +218,23 @@ def test_a_model_from_scratch_fits_its_codec():
     assert (made.config.entries, made.config.text_width) == (64, 32)
     drawn = initial.tensors(made.config, SEED)
     assert all((value == drawn[name]).all() for name, value in made.side.tensors(made.model).items())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradient_checkpointing_changes_no_adapter(dropout):
+    """Dropout draws the same masks again in the backward pass."""
+    backend, trained = get("mlx"), []
+    for recompute in (False, True):
+        model = fresh()
+        backend.adapt(model, [name for name in backend.linears(model) if "attn" in name], LoRASpec(4, 8.0, dropout))
+        steps = np.random.default_rng(1).integers(0, 64, (2, model.config.codebooks, 12)).astype(np.int32)
+        rows = np.random.default_rng(2).standard_normal((2, 5, model.config.text_width)).astype(np.float32)
+        batch = {"steps": steps, "targets": steps >= 0, "rows": rows, "said": np.ones((2, 5), bool)}
+        batch["rows_seen"] = batch["said"]
+        model.recompute = recompute
+        step = backend.train_step(model, lambda m, b: {"loss": codebook_sums(m, b).sum()}, OptimSpec("sgd"), seed=1)
+        for _ in range(2):
+            step([batch, batch], {"loss": 0.01}, 1e-1)
+        trained.append({name: np.array(value) for name, value in backend.trainable(model).items()})
+    assert any(np.abs(value).max() > 0 for name, value in trained[0].items() if name.endswith("lora_B"))
+    assert all(np.array_equal(trained[0][name], trained[1][name]) for name in trained[0])

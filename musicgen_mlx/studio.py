@@ -17,6 +17,7 @@ import numpy as np
 
 from backends.atomic import write_text
 from backends.base import Backend
+from backends.data.codes import identity
 from backends.layouts import files, musicgen
 from backends.layouts.checkpoint import Checkpoint
 from backends.layouts.files import blank
@@ -47,10 +48,8 @@ class Studio:
 
     def codec_identity(self) -> str:
         """What the codes of the codec are known by."""
-        weights = _fingerprint(self.codec.ours)
-        return hashlib.sha256(
-            f"{self.backend.name} {weights} {self.codec.settings} {self.config.channels}".encode()
-        ).hexdigest()
+        made_with = {**self.codec.settings, "backend": self.backend.name, "model channels": self.config.channels}
+        return identity(_fingerprint(self.codec.ours), made_with)
 
     def text_identity(self) -> str:
         """The same for the rows of its text encoder; "" where there is none."""

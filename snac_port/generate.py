@@ -7,7 +7,6 @@ The importable function is `snac_port.generate`; its home is `snac_port.generati
 module in the function's place in the package, so the module can be called like the function.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +34,6 @@ class GenerateOptions(DecoderOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seconds is not None and not math.isfinite(self.seconds):
-            raise InputError(f"--seconds {self.seconds}: expected a finite number")
         if self.codes is not None and self.seconds is not None:
             raise InputError(f"--seconds {self.seconds}: is for codes that are drawn; leave it or --codes out")
         if self.first_token and (self.codes is None or self.codes.suffix.lower() != TOKENS):

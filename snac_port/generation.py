@@ -1,5 +1,7 @@
 """Sound from codes: given ones, or drawn ones."""
 
+import math
+
 import numpy as np
 
 from backends.errors import InputError
@@ -24,6 +26,8 @@ def generate(
 
 def draw_codes(config: SNACConfig, seconds: float, seed: int) -> Codes:
     """Codes for `seconds`, every entry equally likely: what the codec's own sounds are like, not speech or music."""
+    if not math.isfinite(seconds):
+        raise InputError(f"--seconds {seconds}: expected a finite number")
     length = round(seconds * config.sampling_rate)
     if length < 1:
         raise InputError(f"--seconds {seconds}: expected at least one sample")

@@ -108,12 +108,13 @@ class Split:
         Raises InputError, before anything is touched, where something else is in the way.
         """
         source, target = options.input_dir, options.output_dir
-        for name, side in self.sides.items():
-            if name not in earlier.sides:
+        for name in self.sides.keys() - earlier.sides.keys():
+            for side in SIDES:
                 _check_free(target / side / name, source / name)
         target.mkdir(parents=True, exist_ok=True)
-        _write(target, replace(self, sides=earlier.sides | self.sides))  # so that what is cut short can be taken up
-        for name in earlier.sides:
+        both = earlier.sides | self.sides
+        _write(target, replace(self, sides=both))  # so that what is cut short can be taken up
+        for name in both:
             for side in SIDES:
                 if self.sides.get(name) != side:
                     (target / side / name).unlink(missing_ok=True)

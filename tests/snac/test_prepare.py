@@ -148,6 +148,14 @@ def test_what_no_split_made_is_not_replaced(tmp_path, capsys, mode):
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [mine]
 
 
+def test_links_of_a_split_without_a_list_move(tmp_path):
+    first = prepare(RECORDINGS, tmp_path / "out", "--train_ratio", 0.3)
+    (tmp_path / "out" / "split.json").unlink()
+    moved = prepare(RECORDINGS, tmp_path / "out", "--train_ratio", 0.8)
+    assert first["train"] < moved["train"]
+    assert not moved["train"] & moved["val"]
+
+
 def test_a_recording_that_filled_an_empty_side_stays_there(tmp_path, capsys):
     source = tmp_path / "in"
     source.mkdir()

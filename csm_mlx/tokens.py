@@ -16,7 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from backends.data import audio as audio_files
-from backends.data.manifest import is_text
+from backends.data.text import check_text
 from backends.errors import InputError
 
 FULL_SCALE = {"int16": 2.0**15, "int32": 2.0**31}  # of integer PCM; what other integers mean is anyone's guess
@@ -77,8 +77,7 @@ class TextTokenizer:
 
         Raises InputError for a text with halves of characters.
         """
-        if not is_text(text):
-            raise InputError(f"text {text!r}: holds what is no character; expected UTF-8")
+        check_text(text)
         ids = self.tokenizer.encode(f"[{speaker}]{text}", add_special_tokens=False).ids
         return [self.bos, *ids, self.eos]
 

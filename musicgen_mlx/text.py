@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from backends.data.text import check_text
 from backends.errors import InputError
 
 EOS = "</s>"
@@ -38,7 +39,8 @@ class TextTokenizer:
         return ids, mask
 
     def ids(self, text: str) -> list[int]:
-        """The token ids of one text."""
+        """The token ids of one text. Raises InputError for a text with halves of characters."""
+        check_text(text)
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         if ids and max(ids) >= self.vocab:
             raise InputError(f"{self.path}: has tokens past the text encoder's vocabulary of {self.vocab}")

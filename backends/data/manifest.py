@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from backends.data.text import check_text
 from backends.errors import InputError
 
 NAMED = 5  # bad rows, by one error
@@ -53,15 +54,6 @@ def write_manifest(clips: Sequence[Clip]) -> str:
     return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
 
 
-def is_text(text: str) -> bool:
-    """Whether a string holds characters alone, and no halves of them, as a broken byte or escape makes."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _rows(path: Path) -> list[Any]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
@@ -90,8 +82,7 @@ def _clip(row: Any, folder: Path) -> Clip:
     text, audio_path = row.get("text"), row.get("audio_path")
     if not isinstance(text, str) or not text.strip():
         raise InputError("'text' must be a non-empty string")
-    if not is_text(text):
-        raise InputError(f"'text' {text!r} holds what is no character; expected UTF-8")
+    check_text(text)
     if not isinstance(audio_path, str) or not audio_path:
         raise InputError("'audio_path' must be a non-empty string")
     path = _locate(Path(audio_path).expanduser(), folder)

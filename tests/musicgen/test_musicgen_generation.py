@@ -217,6 +217,11 @@ def test_a_model_without_a_condition_needs_no_prompt(tmp_path, capsys):
     assert "leave the prompt out" in capsys.readouterr().err
 
 
+def test_a_prompt_with_half_a_character_is_refused():
+    with pytest.raises(InputError, match=r"text 'caf\\udce9': holds what is no character; expected UTF-8"):
+        load_engine("tiny", "mlx").said(["caf\udce9"])
+
+
 def test_requests_are_checked():
     with pytest.raises(InputError, match="one seed for each"):
         Request(prompts=["a", "b"], seeds=[1])

@@ -13,7 +13,7 @@ from backends.mlx_backend import parameters
 from musicgen_mlx import sources
 from musicgen_mlx.config import T5Config, encodec_of_settings
 from musicgen_mlx.encodec import Encodec
-from musicgen_mlx.names import CODEC, TEXT_ENCODER
+from musicgen_mlx.names import CODEC
 from musicgen_mlx.t5 import T5Encoder, TextEncoder
 
 
@@ -21,7 +21,7 @@ def codec_of(model: Any) -> Encodec:
     """The model's codec, fetched at first use."""
     kept = model._companions
     if "codec" not in kept:
-        kept["codec"] = load_codec(kept.get("codec_at", CODEC))
+        kept["codec"] = codec_from(sources.fetched_codec(kept.get("codec_at", CODEC), model.config.settings()))
     return kept["codec"]
 
 
@@ -29,7 +29,8 @@ def text_encoder_of(model: Any) -> TextEncoder:
     """The model's text encoder with its tokenizer, fetched at first use."""
     kept = model._companions
     if "text_encoder" not in kept:
-        kept["text_encoder"] = load_text_encoder(TEXT_ENCODER)
+        found = sources.fetched_text(model.config.settings())
+        kept["text_encoder"] = text_encoder_from(found.checkpoint, found.tokenizer)
     return kept["text_encoder"]
 
 

@@ -5,6 +5,7 @@ Letters: B batch, K codebooks, T steps, D width, V codes, L rows of a condition.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,20 @@ class MusicGen(GenerativeModel):
         return from_pretrained(source, **companions)
 
     def bring(self, *, codec: str | Path | None = None, text_encoder: str | Path | None = None) -> "MusicGen":
-        """Use this codec and text encoder (a directory or a Hub id each) instead of the ones found or pinned."""
-        from musicgen_mlx import companions
+        """Use this codec and text encoder (a directory or a Hub id each) instead of the ones found or pinned.
+
+        Raises InputError where they do not fit the model.
+        """
+        from musicgen_mlx import companions, sources
 
         if codec is not None:
-            self._companions["codec"] = companions.load_codec(codec)
+            heard = companions.load_codec(codec)
+            sources.check_codec(self.config.settings(), heard.config.settings(), str(codec))
+            self._companions["codec"], self.config = heard, replace(self.config, encodec=heard.config)
         if text_encoder is not None:
-            self._companions["text_encoder"] = companions.load_text_encoder(text_encoder)
+            read = companions.load_text_encoder(text_encoder)
+            sources.check_text(self.config.settings(), asdict(read.model.config), str(text_encoder))
+            self._companions["text_encoder"], self.config = read, replace(self.config, t5=read.model.config)
         return self
 
     def __call__(self, codes: mx.array, condition: Condition | None = None) -> mx.array:

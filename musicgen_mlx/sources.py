@@ -1,8 +1,9 @@
 """Where a model, its codec and its text encoder come from: checkpoints of any layout, of neither framework yet."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from backends import hub
 from backends.errors import InputError
@@ -31,30 +32,95 @@ class Found:
     text: Text | None
 
     def codec_or_fetched(self) -> Checkpoint:
-        return self.codec or codec(self.codec_at)
+        return self.codec or fetched_codec(self.codec_at, self.model.settings)
 
     def text_or_fetched(self) -> Text:
-        return self.text or text(TEXT_ENCODER)
+        return self.text or fetched_text(self.model.settings)
 
 
 def found(source: str | Path, codec_source: str | Path | None = None, text_source: str | Path | None = None) -> Found:
-    """The model of a directory, weights file, Hub id, key (`names.KEYS`) or "tiny", and its codec and text encoder."""
-    given_codec = codec(codec_source) if codec_source is not None else None
-    given_text = text(text_source) if text_source is not None else None
-    if str(source) == "tiny":
-        every = tiny.checkpoints()
-        return Found(every["musicgen"], given_codec or every["encodec"], CODEC,
-                     given_text or Text(every["t5"], tiny.TOKENIZER))  # fmt: skip
+    """The model of a directory, weights file, Hub id, key (`names.KEYS`) or "tiny", and its codec and text encoder.
+
+    Its settings have those of the codec and text encoder. Raises InputError where they do not fit the model.
+    """
+    one = _tiny() if str(source) == "tiny" else _opened(source)
+    own_codec = one.codec if codec_source is None else codec(codec_source)
+    own_text = one.text if text_source is None else text(text_source)
+    settings = dict(one.model.settings)
+    if own_codec is not None:
+        check_codec(settings, own_codec.settings, own_codec.source)
+        settings["encodec"] = own_codec.settings
+    if own_text is not None:
+        check_text(settings, own_text.checkpoint.settings, own_text.checkpoint.source)
+        settings["t5"] = own_text.checkpoint.settings
+    return replace(one, model=replace(one.model, settings=settings), codec=own_codec, text=own_text)
+
+
+def _tiny() -> Found:
+    every = tiny.checkpoints()
+    return Found(every["musicgen"], every["encodec"], CODEC, Text(every["t5"], tiny.TOKENIZER))
+
+
+def _opened(source: str | Path) -> Found:
+    """A model with the codec and the text encoder that lie with it."""
     path = find(KEYS.get(str(source), source), musicgen.FAMILY, "--model", (*KEYS, "tiny"))
     model = open_checkpoint(path, musicgen.FAMILY)
     along, tokenizer = find_companions(model, path), path.parent / "tokenizer.json"
-    own_codec = given_codec or along.get("encodec")
-    if own_codec is not None:
-        model = replace(model, settings={**model.settings, "encodec": own_codec.settings})
-    beside = Text(along["t5"], tokenizer) if "t5" in along and tokenizer.is_file() else None
+    told = model.settings["condition"] != "none"
+    beside = Text(along["t5"], tokenizer) if told and "t5" in along and tokenizer.is_file() else None
     compressed = path.parent / "compression_state_dict.bin"
-    elsewhere = pointer(compressed) if own_codec is None and compressed.is_file() else None
-    return Found(model, own_codec, elsewhere or CODEC, given_text or beside)
+    elsewhere = pointer(compressed) if "encodec" not in along and compressed.is_file() else None
+    return Found(model, along.get("encodec"), elsewhere or CODEC, beside)
+
+
+def fetched_codec(source: str | Path, model: Mapping[str, Any]) -> Checkpoint:
+    """The codec of a model, of these settings, with which none came. Raises InputError where they do not fit."""
+    one = codec(source)
+    check_codec(model, one.settings, one.source)
+    for key in ("sample_rate_hz", "ratios"):  # what the model's settings were read to say before it was fetched
+        if one.settings[key] != model["encodec"][key]:
+            raise InputError(
+                f"{one.source}: {key} {one.settings[key]}, where the model's configuration has "
+                f"{model['encodec'][key]}; if it is the model's, name it: --codec"
+            )
+    return one
+
+
+def fetched_text(model: Mapping[str, Any]) -> Text:
+    """The text encoder of a model, of these settings, with which none came, likewise."""
+    one = text(TEXT_ENCODER)
+    for key in ("width", "layers", "gated"):
+        if one.checkpoint.settings[key] != model["t5"][key]:
+            raise InputError(
+                f"{TEXT_ENCODER}: {key} {one.checkpoint.settings[key]}, where this model's text encoder has "
+                f"{model['t5'][key]}; name that one: --text-encoder"
+            )
+    return one
+
+
+def check_codec(model: Mapping[str, Any], settings: Mapping[str, Any], source: str) -> None:
+    """Raise InputError, which begins with `source`, where a codec's codes are not those of a model."""
+    if settings["channels"] != 1:
+        raise InputError(
+            f"{source}: a codec of {settings['channels']} channels; a MusicGen's, a stereo one's too, has 1"
+        )
+    needed = model["codebooks"] // model["channels"], model["entries"]
+    if (settings["codebooks"], settings["entries"]) != needed:
+        raise InputError(
+            f"{source}: {settings['codebooks']} codebooks of {settings['entries']} entries; "
+            f"this model's codec has {needed[0]} of {needed[1]}: give it with --codec"
+        )
+
+
+def check_text(model: Mapping[str, Any], settings: Mapping[str, Any], source: str) -> None:
+    """Raise InputError, which begins with `source`, where a model does not take a text encoder's rows."""
+    if model["condition"] == "none":
+        raise InputError(f"{source}: this model was trained without a condition: leave --text-encoder out")
+    if settings["width"] != model["text_width"]:
+        raise InputError(
+            f"{source}: a text encoder {settings['width']} wide; this model takes {model['text_width']}: "
+            "give its own with --text-encoder"
+        )
 
 
 def codec(source: str | Path) -> Checkpoint:
@@ -85,8 +151,6 @@ def text(source: str | Path) -> Text:
 
 
 def _text_files(files: Sequence[str], source: object) -> list[str]:
-    """The encoder's own file first, where one lies beside a MusicGen's weights."""
     if "tokenizer.json" not in files:
         raise InputError(f"--text-encoder {source}: holds no tokenizer.json")
-    own = [name for name in files if name != "model.safetensors"] if "text_encoder.safetensors" in files else files
-    return t5.choose_files(own, f"--text-encoder {source}")
+    return t5.choose_files(files, f"--text-encoder {source}")

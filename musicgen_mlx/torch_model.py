@@ -153,7 +153,9 @@ def of_checkpoint(checkpoint: Checkpoint) -> AnyMusicGen:
 
 
 def codec_of_checkpoint(checkpoint: Checkpoint) -> EncodecModel:
-    """transformers' EnCodec with these weights, frozen."""
+    """transformers' EnCodec with these weights, frozen. Raises InputError for one that transformers cannot express."""
+    if not checkpoint.settings["lstm_layers"]:
+        raise InputError(f"{checkpoint.source}: transformers' EnCodec has an LSTM, this codec none; take --backend mlx")
     content = encodec_settings.to_transformers(checkpoint.settings)
     model = loaded(lambda: EncodecModel(EncodecConfig(**content)), checkpoint.as_layout("encodec")[0])
     return model.requires_grad_(False)

@@ -11,6 +11,7 @@ A codebook is kept as running sums, entry = embed_sum / cluster_usage. The other
 entries that were used once; their own statistics, which only the training that made them needs, are dropped.
 """
 
+import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,15 @@ LAYOUTS = (
     "mlx-examples-encodec",
     "mlx-encodec",
 )
-WEIGHTS = ("model.safetensors", "codec.safetensors", "compression_state_dict.bin", "pytorch_model.bin")
+# A MusicGen's directory may hold its codec as a file of its own, beside weights that do not include it; the file that
+# names where the codec is spares the shards of a large one.
+WEIGHTS = (
+    "codec.safetensors",
+    "model.safetensors",
+    "compression_state_dict.bin",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+)
 INSIDE_MUSICGEN = "audio_encoder."
 EPSILON = 1e-5  # least usage, as in backends.mlx_backend.rvq
 
@@ -47,11 +56,12 @@ def write_settings(settings: Settings, layout: str) -> dict[str, Any]:
 
 
 def choose_files(files: Sequence[str], source: object) -> list[str]:
-    """Of a repository's files, the weights and the configuration."""
+    """Of a repository's files, the weights (or their index), the configuration, and the shards."""
     weights = next((name for name in WEIGHTS if name in files), None)
     if weights is None:
         raise InputError(f"{source}: holds none of {', '.join(WEIGHTS)}")
-    return [weights, *(name for name in ["config.json"] if name in files)]
+    shards = fnmatch.filter(files, "model-*-of-*.safetensors") if weights.endswith(".json") else []
+    return [weights, *(name for name in ["config.json"] if name in files), *shards]
 
 
 def detect(names: Iterable[str]) -> str | None:

@@ -12,7 +12,8 @@ from backends.layouts.families import Family, Settings
 from backends.layouts.rules import ANY, AnyRule, Rule
 
 LAYOUTS = ("t5", "mlx-t5")
-WEIGHTS = ("model.safetensors", "text_encoder.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+# Beside a MusicGen's weights lies its text encoder as a file of its own.
+WEIGHTS = ("text_encoder.safetensors", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 INSIDE_MUSICGEN = "text_encoder."
 BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
 _SHARED, _TIED = "shared.weight", "encoder.embed_tokens.weight"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import mlx.core as mx
 import musicgen_oracle as oracle
@@ -14,10 +15,11 @@ from transformers import MusicgenMelodyForConditionalGeneration as Melody
 from weights import assert_same, converted, in_bfloat16, load, refused, save
 
 from backends.errors import InputError
-from backends.layouts import encodec, musicgen
+from backends.layouts import encodec, encodec_settings, musicgen
 from backends.layouts.checkpoint import open_checkpoint
+from backends.mlx_backend.parameters import parameters
 from backends.mlx_backend.sampling import Sampler
-from musicgen_mlx import MusicGen, pattern
+from musicgen_mlx import MusicGen, Request, generate, load_engine, musicgen_tiny, pattern, sources, tiny
 from musicgen_mlx import condition as conditions
 from musicgen_mlx.companions import codec_of, load_codec, load_text_encoder, text_encoder_of
 from musicgen_mlx.generation import generate_codes
@@ -244,6 +246,93 @@ def test_a_micro_model_in_transformers_generates_the_same_codes(tmp_path):
     again = MusicGen.from_pretrained(at)  # the codec's file says what it is: config.json has no place for it
     assert codec_of(again).config == codec_of(ours).config
     assert mx.array_equal(codec_of(again).decode(own), codec_of(ours).decode(own))
+
+
+FITS = {"sample_rate_hz": 16_000, "ratios": (8, 5, 4, 2)}
+
+
+@pytest.mark.parametrize("backend", ["mlx", "torch"])
+@pytest.mark.parametrize("source", ["tiny", "folder"])
+def test_a_codec_of_ones_own_says_what_the_audio_is(tmp_path, backend, source):
+    """Its rate is that of what is generated and of the model's configuration, whatever lay with the model."""
+    codec_dir(tmp_path / "codec", **FITS)
+    save_pretrained(model(), tmp_path / "folder")
+    at = tmp_path / "folder" if source == "folder" else "tiny"
+    engine = load_engine(at, backend, "cpu" if backend == "torch" else None, codec=str(tmp_path / "codec"))
+    assert engine.config.encodec.sample_rate_hz == 16_000
+    assert generate(engine, Request([None], [0], 0.1)).shape == (1, 1600)
+
+
+def test_a_codec_that_is_brought_goes_into_the_configuration(tmp_path):
+    codec_dir(tmp_path / "codec", **FITS)
+    ours = model().bring(codec=tmp_path / "codec")
+    save_pretrained(ours, tmp_path / "saved")
+    again = MusicGen.from_pretrained(tmp_path / "saved")
+    assert again.config == ours.config
+    assert again.config.encodec == codec_of(again).config
+    assert again.config.encodec.ratios == (8, 5, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"codebooks": 2}, "2 codebooks of 64 entries; this model's codec has 4 of 64"),
+        ({"codebooks": 8}, "8 codebooks of 64 entries; this model's codec has 4 of 64"),
+        ({"entries": 32}, "4 codebooks of 32 entries"),
+        ({"channels": 2}, "a codec of 2 channels"),
+    ],
+)
+def test_codecs_of_other_codes_are_refused(tmp_path, change, said):
+    at = codec_dir(tmp_path / "codec", **change)
+    for make in (lambda: sources.found("tiny", at), lambda: model().bring(codec=at)):
+        with pytest.raises(InputError, match=said) as refusal:
+            make()
+        assert str(refusal.value).startswith(str(at))
+
+
+def test_text_encoders_that_do_not_fit_are_refused(tmp_path):
+    oracle.t5(tmp_path)
+    shutil.copyfile(TOKENIZER, tmp_path / "tokenizer.json")
+    save_pretrained(model("none"), tmp_path / "bare")
+    for make in (lambda: sources.found("tiny", None, tmp_path), lambda: model().bring(text_encoder=tmp_path)):
+        with pytest.raises(InputError, match=r"a text encoder 48 wide; this model takes 32"):
+            make()
+    with pytest.raises(InputError, match="trained without a condition: leave --text-encoder out"):
+        sources.found(tmp_path / "bare", None, tmp_path)
+
+
+def test_a_codec_without_lstm_is_mlxs(tmp_path):
+    at = codec_dir(tmp_path / "codec", lstm_layers=0)
+    assert generate(load_engine("tiny", "mlx", codec=str(at)), Request([None], [0], 0.1)).shape == (1, 3200)
+    with pytest.raises(InputError, match="transformers' EnCodec has an LSTM, this codec none; take --backend mlx"):
+        generate(load_engine("tiny", "torch", "cpu", codec=str(at)), Request([None], [0], 0.1))
+
+
+def codec_dir(folder, **changes):
+    """A directory of the tiny codec with some settings changed."""
+    config = replace(musicgen_tiny().encodec, **changes)
+    weights = {name: np.array(value) for name, value in parameters(tiny.codec(config)).items()}
+    return save(folder / "model.safetensors", weights, encodec_settings.to_transformers(config.settings())).parent
+
+
+def test_a_musicgens_directory_is_its_codecs_and_text_encoders_too(tmp_path, upstream):
+    """Ours, with files of their own, and transformers' in one file or in shards."""
+    kind, folder, tensors = upstream
+    if kind == "bare":
+        return
+    theirs = Melody if kind == "melody" else MusicgenForConditionalGeneration
+    theirs.from_pretrained(folder).save_pretrained(tmp_path / "shards", max_shard_size="300KB")
+    assert (tmp_path / "shards" / "model.safetensors.index.json").is_file()
+    shutil.copyfile(TOKENIZER, tmp_path / "shards" / "tokenizer.json")
+    save_pretrained(MusicGen.from_pretrained(folder), tmp_path / "ours")
+    expected = kept({name.removeprefix("audio_encoder."): value for name, value in tensors.items()
+                     if name.startswith("audio_encoder.")})  # fmt: skip
+    for name in ("shards", "ours"):
+        assert_same(kept(load(converted(tmp_path / name, tmp_path / f"{name}-codec", "encodec"))), expected)
+        assert load_codec(tmp_path / name).config == load_codec(folder).config
+        text = load_text_encoder(tmp_path / name).model
+        assert text.config == load_text_encoder(folder).model.config
+        assert converted(tmp_path / name, tmp_path / f"{name}-t5", "t5").is_file()
 
 
 def test_our_directories_come_back(tmp_path):

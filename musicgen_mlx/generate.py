@@ -19,6 +19,7 @@ from backends import cli
 from backends.data import audio
 from backends.data.stream import checked_target
 from backends.errors import InputError
+from backends.seeds import LARGEST
 from musicgen_mlx.adapters import put_on
 from musicgen_mlx.engines import load_engine
 from musicgen_mlx.music import Engine, Request, Sampling, generate, read_prompt
@@ -67,9 +68,21 @@ class GenerateOptions:
     """Quantise the model's weights to so many bits (MLX)."""
 
     def __post_init__(self) -> None:
-        checked_target(self.output)
         if self.samples < 1:
             raise InputError(f"--samples {self.samples}: expected at least 1")
+        if self.seed is not None and not 0 <= self.seed <= LARGEST:
+            raise InputError(f"--seed {self.seed}: expected 0 to {LARGEST}")
+        for path in self.paths():
+            checked_target(path)
+            if self.continue_from is not None and _same(path, self.continue_from):
+                raise InputError(f"--output {path}: is the recording of --continue-from; give another name")
+
+    def paths(self) -> list[Path]:
+        """The files to write, one for each prompt and sample."""
+        count, output = self.samples * max(1, len(self.prompt)), self.output
+        if count == 1:
+            return [output]
+        return [output.with_name(f"{output.stem}_{index}{output.suffix}") for index in range(count)]
 
     def engine(self) -> Engine:
         """Load the model."""
@@ -101,12 +114,13 @@ def main(options: GenerateOptions) -> None:
     engine = options.engine()
     request = options.request(engine)
     started = time.perf_counter()
-    total = round(options.duration * engine.config.encodec.frame_hz)
+    codec = engine.config.encodec
+    given = 0 if request.continue_from is None else -(-len(request.continue_from) // codec.frame_samples)
+    total = round(options.duration * codec.frame_hz) - given
     with tqdm(total=total, desc="frames", unit="frame", delay=0.5) as bar:
         sound = generate(engine, request, progress=lambda made: bar.update(made - bar.n))
     elapsed = time.perf_counter() - started
-    rate = engine.config.encodec.sample_rate_hz
-    paths = _paths(options.output, len(sound))
+    rate, paths = codec.sample_rate_hz, options.paths()
     for path, one in zip(paths, sound, strict=True):
         audio.write(path, one.T if one.ndim == 2 else one, rate)
     seconds = sound.shape[1] / rate
@@ -118,10 +132,8 @@ def main(options: GenerateOptions) -> None:
     )
 
 
-def _paths(output: Path, count: int) -> list[Path]:
-    if count == 1:
-        return [output]
-    return [output.with_name(f"{output.stem}_{index}{output.suffix}") for index in range(count)]
+def _same(output: Path, recording: Path) -> bool:
+    return output.expanduser().resolve() == recording.expanduser().resolve()
 
 
 cli.callable_module(__name__, generate)

@@ -80,18 +80,21 @@ class Request:
     stride_s: float = STRIDE_S
 
     def __post_init__(self) -> None:
+        if isinstance(self.prompts, str):
+            raise InputError(f"prompts {self.prompts!r}: expected a list of descriptions")
         if len(self.prompts) != len(self.seeds) or not self.prompts:
             raise InputError(f"{len(self.prompts)} prompts and {len(self.seeds)} seeds: expected one seed for each")
         if not 0 < self.duration_s < float("inf"):
             raise InputError(f"duration {self.duration_s}: expected seconds above 0")
         if not 0 <= self.guidance < math.inf:
             raise InputError(f"guidance {self.guidance}: expected a number from 0; 1 is none")
-        if not 0 < self.stride_s < self.window_s:
+        if not 0 < self.stride_s < self.window_s < math.inf:
             raise InputError(f"stride {self.stride_s} s: expected more than 0, less than the {self.window_s} s window")
 
 
 def generate(engine: Engine, request: Request, progress: Callable[[int], object] | None = None) -> np.ndarray:
     """Audio (B, samples), or (B, samples, 2) of a stereo model; `progress` gets the number of new frames so far."""
+    engine.stream()  # brings the codec: that there is none is known before the work, not after it
     parts, made = [], 0
     for part in frames(engine, request):
         parts.append(part)
@@ -106,6 +109,8 @@ def stream_generate(engine: Engine, request: Request, chunk_s: float = 0.5) -> I
 
     The chunks, joined, are what `generate` returns, to within 1e-4. They are behind the codes by a few frames (0.1 s).
     """
+    if not 0 <= chunk_s < math.inf:
+        raise InputError(f"chunk_s {chunk_s}: expected seconds from 0")
     stream, waiting = engine.stream(), []
     size = max(1, round(chunk_s * engine.config.encodec.frame_hz))
     for part in frames(engine, request):
@@ -122,7 +127,10 @@ def frames(engine: Engine, request: Request) -> Iterator[np.ndarray]:
     """The codes (B, K, n) of a request as they become whole, those of `continue_from` first."""
     config, hz = engine.config, engine.config.encodec.frame_hz
     given = _given(engine, request)
-    total, longest = round(request.duration_s * hz), round(request.window_s * hz)
+    total, longest, stride = (round(s * hz) for s in (request.duration_s, request.window_s, request.stride_s))
+    if not 0 < stride < longest:
+        raise InputError(f"window {request.window_s:g} s, stride {request.stride_s:g} s: at {hz:g} frames a second no "
+                         "frame is between them")  # fmt: skip
     if not total:
         raise InputError(f"duration {request.duration_s:g} s: expected at least {1 / hz:g}, one frame")
     if total <= given.shape[2]:
@@ -133,7 +141,7 @@ def frames(engine: Engine, request: Request) -> Iterator[np.ndarray]:
     if given.shape[2]:
         yield given
     done = given
-    for index, window in enumerate(windows(total, given.shape[2], longest, round(request.stride_s * hz))):
+    for index, window in enumerate(windows(total, given.shape[2], longest, stride)):
         context = done[:, :, done.shape[2] - window.context :]
         laid = known_steps(config, len(request.seeds), window.frames, context)
         seeds = [mix(seed, index) if index else seed for seed in request.seeds]
@@ -159,7 +167,21 @@ def _given(engine: Engine, request: Request) -> np.ndarray:
     """The codes (B, K, P) that every item begins with."""
     if request.continue_from is None:
         return np.zeros((len(request.seeds), engine.config.codebooks, 0), np.int32)
-    return np.repeat(engine.encode(np.asarray(request.continue_from, np.float32)[None]), len(request.seeds), axis=0)
+    audio = _recording(request.continue_from, engine.config.channels)
+    return np.repeat(engine.encode(audio[None]), len(request.seeds), axis=0)
+
+
+def _recording(audio: np.ndarray, channels: int) -> np.ndarray:
+    """What to continue as float32 (samples,), or as it is (samples, 2) for a model of two channels."""
+    given = np.asarray(audio)
+    if given.dtype.kind != "f" or given.ndim not in (1, 2) or (given.ndim == 2 and given.shape[1] not in (1, 2)):
+        raise InputError(
+            f"continue_from: expected floats (samples,) or (samples, 2), found {given.dtype} of shape {given.shape}"
+        )
+    folded = given if given.ndim == 1 or given.shape[1] == channels == 2 else given.mean(axis=1)
+    if not folded.size or not np.isfinite(folded).all():
+        raise InputError(f"continue_from: {'holds NaN or infinite' if folded.size else 'holds no'} samples")
+    return folded.astype(np.float32)
 
 
 def _whole(config: MusicGenConfig, laid: np.ndarray, steps: Iterator[np.ndarray]) -> Iterator[np.ndarray]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from backends import cli, get
 from backends.base import LoRASpec
@@ -225,9 +226,87 @@ def test_a_prompt_with_half_a_character_is_refused():
 def test_requests_are_checked():
     with pytest.raises(InputError, match="one seed for each"):
         Request(prompts=["a", "b"], seeds=[1])
-    with pytest.raises(InputError, match="stride"):
-        Request(prompts=["a"], seeds=[1], stride_s=40)
+    with pytest.raises(InputError, match="expected a list of descriptions"):
+        Request(prompts="a", seeds=[1])
+    for window in ({"stride_s": 40}, {"window_s": np.inf}, {"window_s": np.nan}):
+        with pytest.raises(InputError, match="stride"):
+            Request(prompts=["a"], seeds=[1], **window)
     assert music.WINDOW_S == 30
+
+
+def test_windows_without_a_frame_between_them_are_refused(engine):
+    with pytest.raises(InputError, match=r"window 0.02 s, stride 0.01 s: at 50 frames a second no frame is between"):
+        codes(engine, window_s=0.02, stride_s=0.01)
+    with pytest.raises(InputError, match="chunk_s nan"):
+        next(stream_generate(engine, Request([None], [0], 0.1), chunk_s=np.nan))
+
+
+@pytest.mark.parametrize(
+    ("recording", "said"),
+    [
+        (np.zeros(0), "holds no samples"),
+        (np.full(700, np.nan), "holds NaN or infinite samples"),
+        (np.zeros((2, 700)), r"found float64 of shape \(2, 700\)"),
+        (np.zeros(700, np.int16), "found int16"),
+    ],
+)
+def test_recordings_that_cannot_be_continued_are_refused(engine, recording, said):
+    with pytest.raises(InputError, match=f"continue_from: .*{said}"):
+        made(engine, continue_from=recording)
+
+
+def test_recordings_have_a_channel_or_two(engine, stereo):
+    """A mono model hears the mean of two, a stereo model one on both sides."""
+    sides = 0.3 * np.random.default_rng(0).standard_normal((1280, 2))
+    folded, both = (codes(engine, continue_from=given) for given in (sides.mean(axis=1), sides))
+    np.testing.assert_array_equal(folded, both)
+    one, twice = (codes(stereo, continue_from=given) for given in (sides[:, :1], np.repeat(sides[:, :1], 2, axis=1)))
+    np.testing.assert_array_equal(one, twice)
+    assert (codes(stereo, continue_from=sides)[:, :, :2] != twice[:, :, :2]).any()
+
+
+@pytest.mark.parametrize("backend", ["mlx", "torch"])
+def test_a_codec_that_cannot_be_had_is_known_before_the_work(tmp_path, backend):
+    save_pretrained(model("none"), tmp_path)
+    (tmp_path / "codec.safetensors").unlink()
+    engine, made = load_engine(tmp_path, backend, "cpu" if backend == "torch" else None), []
+    with pytest.raises(InputError, match="--codec facebook/encodec_32khz"):
+        generate(engine, Request([None], [0], 0.1), progress=made.append)
+    assert made == []
+
+
+def test_the_bar_ends_with_the_last_frame(tmp_path, monkeypatch):
+    """The frames that --continue-from brings are not made."""
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, **options):
+            super().__init__(**options, disable=True)
+            bars.append(self)
+
+        def update(self, n=1):
+            self.n += n
+
+    monkeypatch.setattr("musicgen_mlx.generate.tqdm", Bar)
+    audio.write(tmp_path / "loop.wav", 0.3 * np.random.default_rng(0).standard_normal(3000), 32_000)
+    argv = ["--model", "tiny", "--backend", "mlx", "--duration", "0.3", "--output", str(tmp_path / "out.wav")]
+    for more in ([], ["--continue-from", str(tmp_path / "loop.wav")]):
+        cli.run(main, GenerateOptions, [*argv, *more])
+    assert [(bar.total, bar.n) for bar in bars] == [(15, 15), (10, 10)]
+
+
+def test_all_files_are_looked_at_before_the_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("out_1.wav").mkdir()
+    audio.write("loop_0.wav", np.zeros(640), 32_000)
+    for flags, said in (
+        (["--output", "out.wav"], "out_1.wav: cannot be written, it is a directory"),
+        (["--output", "loop.wav", "--continue-from", "loop_0.wav"], "--output loop_0.wav: is the recording of"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.run(main, GenerateOptions, ["--model", "no-such-model", "--samples", "2", *flags])
+        assert said in capsys.readouterr().err
+    assert audio.read("loop_0.wav", 32_000).size == 640
 
 
 @pytest.mark.parametrize(
@@ -240,6 +319,8 @@ def test_requests_are_checked():
         (["--guidance", "-3"], "guidance -3.0: expected a number from 0"),
         (["--duration", "nan"], "duration nan: expected seconds above 0"),
         (["--duration", "0.001"], "duration 0.001 s: expected at least 0.02, one frame"),
+        (["--seed", "-1"], "--seed -1: expected 0 to 4294967295"),
+        (["--seed", "4294967296"], "--seed 4294967296: expected 0 to 4294967295"),
         (["--output", "x.xyz"], "x.xyz: expected a name that ends in .wav"),
         (["--output", f"{__file__}/x.wav"], "is not a folder that you may write to"),
         (

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from backends import get
 from backends.adapters import files
 from backends.adapters.base_model import check_base
@@ -47,13 +49,15 @@ class Adapters:
         write_atomically(path, lambda staging: self.backend.write(staging, arrays, files.metadata(info)))
 
     def load(self, path: Path) -> None:
-        """Load a file into the adapter that the model carries. Raises InputError where they or the models differ."""
+        """Load a file, as float32, into the adapter on the model. Raises InputError where they or the models differ."""
         info = files.read_info(path)
         self.check_base(info, str(path))
         files.check_same(info, self._info(""), str(path))
         arrays, _ = self.backend.read(path)
         check_names(self._live(), arrays, strict=False, source=str(path))
-        files.load_trained(self.backend, self.model, _renamed(arrays, self.native), str(path))
+        host = self.backend.to_host(arrays)  # in float32 whatever the file's type: that would round updates away
+        full = self.backend.from_host({name: value.astype(np.float32) for name, value in host.items()})
+        files.load_trained(self.backend, self.model, _renamed(full, self.native), str(path))
 
     def check_base(self, info: AdapterInfo, source: str) -> None:
         """Raise InputError, which begins with `source`, where the adapter is for a model of another shape."""

@@ -14,6 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from backends.data.codes import CodeCache
+from backends.data.segments import each
+from backends.data.text import check_text
 from backends.errors import InputError
 from musicgen_mlx.config import EncodecConfig
 
@@ -35,23 +37,27 @@ class Clip:
 
 def clips(paths: Sequence[Path], cache: CodeCache, *, texts: bool, quiet: bool = False) -> list[Clip]:
     """The recordings as clips, with their descriptions if `texts`."""
-    described = [description(path) if texts else "" for path in paths]
+    described = each(paths, description) if texts else [""] * len(paths)
     with tqdm(paths, desc="encoding", unit="file", disable=quiet) as bar:
-        return [Clip(path, cache(path), text) for path, text in zip(bar, described, strict=True)]
+        return [Clip(*found) for found in zip(paths, each(bar, cache), described, strict=True)]
 
 
 def description(path: Path) -> str:
-    """What `name.json` beside a recording says of it; "" where there is none. Raises InputError for broken JSON."""
+    """What `name.json` beside a recording says of it; "" where there is none. Raises InputError for what is no text."""
     file = path.with_suffix(".json")
     if not file.is_file():
         return ""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))  # some editors begin files with a mark
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f'{file}: not readable as JSON ({error}); expected {{"{KEY}": "..."}}') from error
     text = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(text, str):
         raise InputError(f'{file}: expected {{"{KEY}": "..."}}')
+    try:
+        check_text(text)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
     return text.strip()
 
 

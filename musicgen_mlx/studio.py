@@ -18,6 +18,7 @@ import numpy as np
 from backends.atomic import write_text
 from backends.base import Backend
 from backends.data.codes import identity
+from backends.errors import InputError
 from backends.layouts import files, musicgen
 from backends.layouts.checkpoint import Checkpoint
 from backends.layouts.files import blank
@@ -100,20 +101,30 @@ def from_scratch(
     text = None if config.condition == "none" else _text(text_encoder or TEXT_ENCODER)
     t5 = None if text is None else T5Config(**text.checkpoint.settings)
     config = weights.fitted(config, encodec_of_settings(codec_found.settings), t5)
+    sources.check_codec(config.settings(), codec_found.settings, codec_found.source)
     return Studio(sources.Found(drawn(config, seed), codec_found, CODEC, text), backend)
 
 
 def from_pretrained(
     source: str, backend: Backend, codec: str | None = None, text_encoder: str | None = None, *, float32: bool
 ) -> Studio:
-    """A model to fine-tune, with its codec and text encoder or the ones given."""
+    """A model to fine-tune, with its codec and text encoder or the ones given.
+
+    Its settings are those of the ones in use. Raises InputError where they do not fit the model.
+    """
     found = sources.found(source)
-    found = replace(found, codec=_codec(codec) if codec else found.codec_or_fetched())
-    if found.model.settings["condition"] == "none":
-        found = replace(found, text=None)
-    else:
-        found = replace(found, text=_text(text_encoder) if text_encoder else found.text_or_fetched())
-    return Studio(found, backend, float32=float32)
+    settings = dict(found.model.settings)
+    one = _codec(codec) if codec else found.codec_or_fetched()
+    sources.check_codec(settings, one.settings, one.source)
+    settings["encodec"], said = one.settings, None
+    if text_encoder and settings["condition"] == "none":
+        raise InputError(f"--text-encoder {text_encoder}: --model {source} takes no text: leave it out")
+    if settings["condition"] != "none":
+        said = _text(text_encoder) if text_encoder else found.text_or_fetched()
+        sources.check_text(settings, said.checkpoint.settings, said.checkpoint.source)
+        settings["t5"] = said.checkpoint.settings
+    return Studio(replace(found, model=replace(found.model, settings=settings), codec=one, text=said), backend,
+                  float32=float32)  # fmt: skip
 
 
 def _codec(source: str) -> Checkpoint:

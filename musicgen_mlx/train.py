@@ -65,9 +65,26 @@ def train_model(options: MusicGenOptions) -> Result:
 def recordings(options: MusicGenOptions) -> tuple[list[Path], list[Path]]:
     """The files to train and to validate on."""
     found = segments.find(options.data, "--data")
-    if options.val_data is not None:
-        return found, segments.find(options.val_data, "--val-data")
-    return dataset.split(found, options.val_split)
+    check_outside(options)
+    if options.val_data is None:
+        return dataset.split(found, options.val_split)
+    held_out = segments.find(options.val_data, "--val-data")
+    if both := {path.resolve() for path in found} & {path.resolve() for path in held_out}:
+        raise InputError(
+            f"--val-data {options.val_data}: {min(both).name} is one of the recordings in --data {options.data} too, "
+            "and folders below it count: give folders that are apart, or --val-split"
+        )
+    return found, held_out
+
+
+def check_outside(options: MusicGenOptions) -> None:
+    """Raise InputError where the run's samples would be found as recordings."""
+    for name, folder in (("--data", options.data), ("--val-data", options.val_data)):
+        if folder is not None and options.output_dir.resolve().is_relative_to(folder.resolve()):
+            raise InputError(
+                f"--output-dir {options.output_dir}: is inside {name} {folder}, and its samples would be taken for "
+                "recordings: give another folder"
+            )
 
 
 def load(options: MusicGenOptions, backend: Backend) -> Studio:
@@ -79,6 +96,8 @@ def load(options: MusicGenOptions, backend: Backend) -> Studio:
         made = from_pretrained(options.model, backend, *brought, float32=not options.lora_rank)
     if made.config.condition == "prepend":
         raise InputError(f"--model {options.model}: melody models need chroma, which training does not have")
+    if made.config.condition == "none" and options.given("condition_dropout"):
+        raise InputError("--condition-dropout: this model takes no condition that could be dropped: leave it out")
     if options.gradient_checkpointing:
         made.recompute()
     if options.lora_rank:

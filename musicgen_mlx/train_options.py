@@ -106,21 +106,23 @@ class MusicGenOptions(TrainOptions):
         if self.patience and self.val_data is None and not self.val_split:
             raise InputError("--patience needs a validation set: give --val-data or --val-split")
         for name in ("scale", "dim", "heads", "layers", "conditioner"):
-            if self.model is not None and self._given(name):
+            if self.model is not None and self.given(name):
                 raise InputError(f"--{name} is for a model from scratch: it excludes --model")
         for name in ("lora_alpha", "dropout", "use_rslora", "use_dora", "target_modules"):
-            if not self.lora_rank and self._given(name):
+            if not self.lora_rank and self.given(name):
                 raise InputError(f"--{name.replace('_', '-')} is for adapters: give --lora-rank too")
         if self.model is None and self.text_encoder is not None and self.conditioner != "text":
             raise InputError("--text-encoder needs --conditioner text")
-        if self.model is None and self._given("condition_dropout") and self.conditioner != "text":
+        if self.model is None and self.given("condition_dropout") and self.conditioner != "text":
             raise InputError("--condition-dropout needs --conditioner text")
         if self.model is None and self.lora_rank:
             raise InputError("--lora-rank needs --model: adapters on random weights learn nothing")
+        if self.sample_prompt is not None and not self.sample_duration:
+            raise InputError("--sample-prompt: --sample-duration 0 makes no samples: leave one of them out")
         if self.resume_from is not None and self.resume_from.is_file() and not self.lora_rank:
             raise InputError(f"--resume-from {self.resume_from}: to start from a model's weights, give it as --model")
 
-    def _given(self, name: str) -> bool:
+    def given(self, name: str) -> bool:
         """Whether an option is another than its default."""
         return getattr(self, name) != getattr(type(self), name)
 

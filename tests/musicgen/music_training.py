@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 
 from backends import cli, get
@@ -63,3 +64,13 @@ def flags(data: Path, output: Path, backend: str, *extra: object) -> list[str]:
 def run(data: Path, output: Path, backend: str, *extra: object) -> Path:
     cli.run(train.main, MusicGenOptions, flags(data, output, backend, *extra))
     return output
+
+
+def fails(capsys, *arguments) -> str:
+    """The one line with which a run of the command ends."""
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    return error

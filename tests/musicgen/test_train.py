@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from music_training import fails
 from transformers import MusicgenForConditionalGeneration
 
 from backends import cli, get
@@ -81,15 +82,6 @@ def cut_after(monkeypatch, updates: int) -> None:
         return seconds(task, micro_batches)
 
     monkeypatch.setattr(MusicGenTask, "seconds", counted)
-
-
-def fails(capsys, *arguments) -> str:
-    with pytest.raises(SystemExit) as stop:
-        training.run(*arguments)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ")
-    return error
 
 
 def test_a_run_learns(backend, loops, tmp_path):

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from backends.errors import InputError
+from backends.layouts.kinds import check_kinds
 from backends.layouts.xp_cfg import parsed
 
 # facebook/encodec_32khz, MusicGen's codec.
@@ -138,6 +139,7 @@ def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     if unknown := set(settings) - set(PUBLISHED):
         raise ValueError(f"unknown key {min(unknown)!r}")
     settings = {**PUBLISHED, **settings, "ratios": list(settings.get("ratios", PUBLISHED["ratios"]))}
+    check_kinds(settings, PUBLISHED, zero=("lstm_layers", "residual_layers"))
     if settings["pad"] not in PADS:
         raise ValueError(f"padding {settings['pad']!r} is not supported, only {' and '.join(PADS)}")
     if settings["channels"] not in (1, 2):

@@ -5,6 +5,7 @@ from typing import Any
 
 from backends.errors import InputError
 from backends.layouts import encodec_settings, t5_settings
+from backends.layouts.kinds import check_kinds
 from backends.layouts.xp_cfg import parsed
 
 OURS = "audiosmith-musicgen"  # the model_type of our own config.json
@@ -39,8 +40,6 @@ PUBLISHED: dict[str, Any] = {  # facebook/musicgen-small
 }
 _MELODY = {"chroma": 12, "chroma_frames": 235}
 
-_T5_WIDTHS = {"small": 512, "base": 768, "large": 1024}
-
 _DECODER = {  # ours: transformers'
     "width": "hidden_size",
     "layers": "num_hidden_layers",
@@ -60,6 +59,9 @@ _TRANSFORMER_LM_FIXED = {  # audiocraft's choices that every MusicGen shares
     "positional_embedding": "sin",
     "layer_scale": None,
     "qk_layer_norm": False,
+    "qk_layer_norm_cross": False,
+    "past_context": None,
+    "positional_scale": 1,
     "kv_repeat": 1,
     "activation": "gelu",
     "norm": "layer_norm",
@@ -152,12 +154,15 @@ def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     settings = {**PUBLISHED, **settings}
     settings["encodec"] = encodec_settings.checked(settings["encodec"])
     settings["t5"] = t5_settings.checked(settings["t5"])
+    check_kinds(settings, PUBLISHED, zero=("chroma", "chroma_frames"))
     if settings["condition"] not in CONDITIONS:
         raise ValueError(f"condition {settings['condition']!r} is not one of {', '.join(CONDITIONS)}")
     if settings["channels"] not in (1, 2) or settings["codebooks"] % settings["channels"]:
         raise ValueError(f"{settings['codebooks']} codebooks for {settings['channels']} channels")
-    if settings["width"] % settings["heads"] or settings["width"] % 2:
-        raise ValueError(f"width {settings['width']} must be even and a multiple of the {settings['heads']} heads")
+    if settings["width"] % settings["heads"] or settings["width"] % 2 or settings["width"] < 4:
+        raise ValueError(
+            f"width {settings['width']} must be even, at least 4 and a multiple of the {settings['heads']} heads"
+        )
     return settings
 
 
@@ -196,7 +201,10 @@ def _from_audiocraft(cfg: Mapping[str, Any]) -> dict[str, Any]:
         if lm.get(key, expected) != expected:
             raise ValueError(f"transformer_lm.{key} {lm[key]!r} is not supported, only {expected!r}")
     conditioners.pop("args", None)
-    stereo = bool((cfg.get("interleave_stereo_codebooks") or {}).get("use"))
+    sides: Mapping[str, Any] = cfg.get("interleave_stereo_codebooks") or {}
+    stereo = bool(sides.get("use"))
+    if stereo and sides.get("per_timestep"):
+        raise ValueError("interleave_stereo_codebooks.per_timestep True is not supported, only False")
     _check_pattern(cfg, lm["n_q"], 2 if stereo else 1)
     return checked(
         {
@@ -217,19 +225,20 @@ def _condition_of(conditioners: Mapping[str, Any]) -> dict[str, Any]:
     if not kinds:
         return {"condition": "none"}
     if kinds == {"description": "t5"}:
-        return {"condition": "cross", "text_width": _text_width(conditioners)}
+        return {"condition": "cross", **_text(conditioners)}
     if kinds == {"self_wav": "chroma_stem", "description": "t5"}:
         chroma = {**_MELODY, "chroma": conditioners["self_wav"]["chroma_stem"]["n_chroma"]}
-        return {"condition": "prepend", "text_width": _text_width(conditioners), **chroma}
+        return {"condition": "prepend", **_text(conditioners), **chroma}
     raise ValueError(f"conditioners {kinds} are not supported, only T5 text, chroma with T5 text, or none")
 
 
-def _text_width(conditioners: Mapping[str, Any]) -> int:
+def _text(conditioners: Mapping[str, Any]) -> dict[str, Any]:
     name = conditioners["description"]["t5"]["name"]
-    size = str(name).rpartition("-")[2]
-    if size not in _T5_WIDTHS:
-        raise ValueError(f"text encoder {name!r} is not known, only T5s that end in -{', -'.join(_T5_WIDTHS)}")
-    return _T5_WIDTHS[size]
+    known = t5_settings.NAMED.get(str(name).rpartition("/")[2])
+    if known is None:
+        raise ValueError(f"text encoder {name!r} is not known, only {', '.join(t5_settings.NAMED)}")
+    t5 = t5_settings.checked(known)
+    return {"text_width": t5["width"], "t5": t5}
 
 
 def _check_pattern(cfg: Mapping[str, Any], codebooks: int, channels: int) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from backends.errors import InputError
+from backends.layouts.kinds import check_kinds
 
 # google-t5/t5-base, MusicGen's text encoder.
 PUBLISHED: dict[str, Any] = {
@@ -17,6 +18,16 @@ PUBLISHED: dict[str, Any] = {
     "buckets": 32,
     "max_distance": 128,
     "norm_eps": 1e-6,
+}
+
+# Those that audiocraft's configurations name: T5's, and Flan-T5's, which are of T5 1.1's form.
+NAMED: dict[str, dict[str, Any]] = {
+    "t5-small": {"width": 512, "layers": 6, "heads": 8, "mlp_width": 2048},
+    "t5-base": {},
+    "t5-large": {"width": 1024, "layers": 24, "heads": 16, "mlp_width": 4096},
+    "flan-t5-small": {"width": 512, "layers": 8, "heads": 6, "mlp_width": 1024, "gated": True},
+    "flan-t5-base": {"mlp_width": 2048, "gated": True},
+    "flan-t5-large": {"width": 1024, "layers": 24, "heads": 16, "mlp_width": 2816, "gated": True},
 }
 
 _THEIRS = {  # ours: transformers'
@@ -35,12 +46,12 @@ _MLPS = {"relu": False, "gated-gelu": True}  # T5's, and that of T5 1.1
 
 
 def from_transformers(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Ours from transformers' form. Raises ValueError for another kind of MLP."""
+    """Ours from transformers' form. Raises ValueError as `checked` does, and for another kind of MLP."""
     mlp = content.get("feed_forward_proj") or "relu"
     if mlp not in _MLPS:
         raise ValueError(f"feed_forward_proj {mlp!r} is not supported, only {' and '.join(_MLPS)}")
     given = {ours: content[theirs] for ours, theirs in _THEIRS.items() if content.get(theirs) is not None}
-    return {**PUBLISHED, **_DEFAULTS, **given, "gated": _MLPS[mlp]}
+    return checked({**_DEFAULTS, **given, "gated": _MLPS[mlp]})
 
 
 def to_transformers(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,7 +83,9 @@ def read(content: Mapping[str, Any], source: str) -> dict[str, Any] | None:
 
 
 def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Ours with what is absent filled in. Raises ValueError for an unknown key."""
+    """Ours with what is absent filled in. Raises ValueError for an unknown key and for what cannot be an encoder."""
     if unknown := set(settings) - set(PUBLISHED):
         raise ValueError(f"unknown key {min(unknown)!r}")
-    return {**PUBLISHED, **settings}
+    settings = {**PUBLISHED, **settings}
+    check_kinds(settings, PUBLISHED)
+    return settings

@@ -203,12 +203,45 @@ def test_the_published_configurations_are_read():
         ({"pad_mode": "replicate"}, "padding 'replicate' is not supported"),
         ({"norm_type": "time_group_norm"}, "norm_type 'time_group_norm'"),
         ({"target_bandwidths": [0.1]}, "no codebook"),
+        ({"sampling_rate": 0}, "sample_rate_hz 0: expected a whole number from 1"),
+        ({"upsampling_ratios": [8, 5.0]}, "ratios \\[8, 5.0\\]: expected whole numbers from 1"),
+        ({"upsampling_ratios": []}, "ratios \\[\\]: expected whole numbers from 1"),
+        ({"pad_mode": 3}, "pad 3: expected a str"),
     ],
 )
 def test_codecs_of_another_kind_are_refused(change, said):
     content = {**encodec_settings.to_transformers(encodec_settings.PUBLISHED), **change}
     with pytest.raises(InputError, match=said):
         encodec_settings.read(content, "test")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_attention_heads": 0}, "heads 0: expected a whole number from 1"),
+        ({"num_attention_heads": True}, "heads True: expected a whole number from 1"),
+        ({"num_hidden_layers": "24"}, "layers '24': expected a whole number from 1"),
+        ({"hidden_size": 1024.0}, "width 1024.0: expected a whole number from 1"),
+        ({"hidden_size": 2, "num_attention_heads": 1}, "width 2 must be even, at least 4"),
+    ],
+)
+def test_configurations_of_no_model_are_refused(change, said):
+    content = musicgen_settings.write(musicgen_settings.PUBLISHED, "musicgen")
+    content["decoder"].update(change)
+    with pytest.raises(InputError, match=f"test: not a complete MusicGen configuration .{said}"):
+        musicgen_settings.read(content, "test")
+    for broken in ({"num_heads": 0}, {"layer_norm_epsilon": "1e-6"}):
+        with pytest.raises(InputError, match="test: not a T5 configuration .* expected a"):
+            t5_settings.read({**t5_settings.to_transformers(t5_settings.PUBLISHED), **broken}, "test")
+
+
+@pytest.mark.parametrize("name", t5_settings.NAMED)
+def test_named_text_encoders_are_upstreams(name):
+    """Parameters of the encoders as they are published, in millions."""
+    millions = {"t5-small": 35.33, "t5-base": 109.63, "t5-large": 334.94, "flan-t5-small": 35.33,
+                "flan-t5-base": 109.63, "flan-t5-large": 341.23}  # fmt: skip
+    shapes = t5.shapes(t5_settings.checked(t5_settings.NAMED[name]))
+    assert round(sum(math.prod(shape) for shape in shapes.values()) / 1e6, 2) == millions[name]
 
 
 def test_a_model_as_wide_as_its_text_encoder_has_no_form_in_transformers():

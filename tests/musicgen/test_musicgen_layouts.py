@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import mlx.core as mx
 import musicgen_oracle as oracle
@@ -15,7 +16,7 @@ from transformers import MusicgenMelodyForConditionalGeneration as Melody
 from weights import assert_same, converted, in_bfloat16, load, refused, save
 
 from backends.errors import InputError
-from backends.layouts import encodec, encodec_settings, musicgen
+from backends.layouts import encodec, encodec_settings, musicgen, t5_settings
 from backends.layouts.checkpoint import open_checkpoint
 from backends.mlx_backend.parameters import parameters
 from backends.mlx_backend.sampling import Sampler
@@ -163,8 +164,14 @@ def test_a_codec_that_is_elsewhere_is_fetched_when_needed(tmp_path, bare):
          "only delays [0, 1, 2, 3]"),
         ({"best_state": {}, "xp.cfg": published.xp_cfg(64, 2, 4, conditioners="conditioners: {a: {model: clap}}")},
          "{'a': 'clap'} are not supported"),
+        ({"best_state": {}, "xp.cfg": published.xp_cfg(64, 2, 4).replace("kv_repeat: 1", "past_context: 250")},
+         "transformer_lm.past_context 250 is not supported"),
+        ({"best_state": {}, "xp.cfg": published.xp_cfg(64, 2, 4, channels=2).replace("timestep: false", "timestep: true")},
+         "interleave_stereo_codebooks.per_timestep True is not supported"),
+        ({"best_state": {}, "xp.cfg": published.xp_cfg(64, 2, 4).replace("num_layers: 2", "num_layers: two")},
+         "layers 'two': expected a whole number from 1"),
     ],
-    ids=["raw", "yaml", "incomplete", "post-norm", "pattern", "clap"],
+    ids=["raw", "yaml", "incomplete", "post-norm", "pattern", "clap", "context", "per-timestep", "layers"],
 )  # fmt: skip
 def test_other_files_of_audiocraft_are_refused(tmp_path, capsys, content, said):
     torch.save(content, tmp_path / "state_dict.bin")
@@ -246,6 +253,27 @@ def test_a_micro_model_in_transformers_generates_the_same_codes(tmp_path):
     again = MusicGen.from_pretrained(at)  # the codec's file says what it is: config.json has no place for it
     assert codec_of(again).config == codec_of(ours).config
     assert mx.array_equal(codec_of(again).decode(own), codec_of(ours).decode(own))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("t5-base", None),
+        ("google/flan-t5-base", "gated False, where this model's text encoder has True; name that one: --text-enc"),
+        ("t5-small", "width 768, where this model's text encoder has 512"),
+    ],
+)
+def test_the_text_encoder_that_is_fetched_is_the_models(monkeypatch, name, said):
+    """audiocraft's files name it and do not hold it."""
+    found = musicgen.FAMILY.read_inside({"xp.cfg": published.xp_cfg(64, 2, 4, 64, 1, published.T5_CONDITIONER.replace(
+        "t5-base", name))}, "test")  # fmt: skip
+    fetched = SimpleNamespace(checkpoint=SimpleNamespace(settings=t5_settings.PUBLISHED))
+    monkeypatch.setattr(sources, "text", lambda source: fetched)
+    if said is None:
+        assert sources.fetched_text(found) is fetched
+        return
+    with pytest.raises(InputError, match=f"google-t5/t5-base: {said}"):
+        sources.fetched_text(found)
 
 
 FITS = {"sample_rate_hz": 16_000, "ratios": (8, 5, 4, 2)}

@@ -1,0 +1,33 @@
+"""What kinds of values a configuration holds: those of its published one."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+
+def check_kinds(settings: Mapping[str, Any], like: Mapping[str, Any], zero: Collection[str] = ()) -> None:
+    """Raise ValueError for a value of another kind than in `like`, which has every key.
+
+    Whole numbers are counts, from 1, or from 0 those in `zero`; lists hold counts; other numbers are above 0. What is
+    a mapping in `like` is not looked into.
+    """
+    for key, value in settings.items():
+        model = like[key]
+        if isinstance(model, bool):
+            fits, wanted = isinstance(value, bool), "true or false"
+        elif isinstance(model, int):
+            fits, wanted = _is_count(value, key in zero), f"a whole number from {int(key not in zero)}"
+        elif isinstance(model, float):
+            fits, wanted = isinstance(value, float | int) and 0 < value < float("inf"), "a number above 0"
+        elif isinstance(model, list):
+            fits, wanted = (
+                isinstance(value, list) and bool(value) and all(map(_is_count, value)),
+                "whole numbers from 1",
+            )
+        else:
+            fits, wanted = isinstance(value, type(model)), f"a {type(model).__name__}"
+        if not fits:
+            raise ValueError(f"{key} {value!r}: expected {wanted}")
+
+
+def _is_count(value: object, zero: bool = False) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= (0 if zero else 1)

@@ -56,7 +56,8 @@ def text_encoder_from(checkpoint: Checkpoint, tokenizer: Path) -> TextEncoder:
 
 
 def _frozen(model: Any, checkpoint: Checkpoint) -> Any:
-    parameters.load(model, {name: mx.array(value) for name, value in checkpoint.ours.items()})
+    """In float32 whatever the file's type, as on PyTorch and in audiocraft: T5 leaves the range of float16."""
+    parameters.load(model, {name: mx.array(value).astype(mx.float32) for name, value in checkpoint.ours.items()})
     mx.eval(model.parameters())
     model.freeze()
     model.eval()

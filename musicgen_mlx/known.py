@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from backends.errors import InputError
 from musicgen_mlx import pattern
 from musicgen_mlx.config import MusicGenConfig
 
@@ -12,9 +13,21 @@ UNKNOWN = -1  # a cell to be predicted
 
 
 def known_steps(config: MusicGenConfig, batch: int, frames: int, prompt: np.ndarray | None = None) -> np.ndarray:
-    """The steps (B, K, S) of `frames` frames as far as they are known: special cells and the codes of a prompt."""
+    """The steps (B, K, S) of `frames` frames as far as they are known: special cells and the codes of a prompt.
+
+    A prompt (B, K, P) or (1, K, P) has P < frames. Raises InputError where it has not, or is of other codes.
+    """
     codes = np.full((batch, config.codebooks, frames), UNKNOWN, np.int32)
+    P = 0 if prompt is None else prompt.shape[-1]
+    if frames <= P:
+        raise InputError(f"{frames} frames, of which {P} are given: expected at least one more")
     if prompt is not None:
+        if prompt.shape not in ((batch, config.codebooks, P), (1, config.codebooks, P)):
+            raise InputError(f"a prompt of shape {prompt.shape}: expected {(batch, config.codebooks, P)}")
+        if P and not 0 <= prompt.min() <= prompt.max() < config.entries:
+            raise InputError(
+                f"a prompt with codes {prompt.min()} to {prompt.max()}: expected 0 to {config.entries - 1}"
+            )
         codes[:, :, : prompt.shape[2]] = prompt
     return pattern.delayed(codes, config.delays, config.special)
 

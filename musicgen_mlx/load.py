@@ -7,12 +7,15 @@ from pathlib import Path
 import mlx.core as mx
 
 from backends.atomic import write_text
+from backends.errors import InputError
 from backends.layouts.checkpoint import Checkpoint
 from backends.mlx_backend import parameters
 from backends.mlx_backend.saving import save
 from musicgen_mlx import companions, sources
 from musicgen_mlx.config import of_settings
 from musicgen_mlx.model import MusicGen
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def from_pretrained(
@@ -26,9 +29,11 @@ def from_pretrained(
 
     `source` may also be a key such as "small" or "stereo-melody" (`names.KEYS`), or "tiny" (made on the spot, random).
     `codec` and `text_encoder` override; `dtype` ("float32", "bfloat16", "float16") converts the model's weights, which
-    otherwise keep the file's; codec and text encoder stay as they are. Raises InputError that names the file and tensor
+    otherwise keep the file's; codec and text encoder are float32. Raises InputError that names the file and tensor
     that does not fit.
     """
+    if dtype not in (None, *DTYPES):
+        raise InputError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     found = sources.found(source, codec, text_encoder)
     model = of_checkpoint(found.model)
     model._companions["codec_at"] = found.codec_at

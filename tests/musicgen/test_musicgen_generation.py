@@ -129,6 +129,21 @@ def test_what_is_known_before():
     assert (begun[0, 3] == [64, 64, 64, 64, 0, 0, -1, -1, -1]).all()
 
 
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        (np.zeros((1, 4, 5), int), "5 frames, of which 5 are given"),
+        (np.zeros((1, 4, 7), int), "5 frames, of which 7 are given"),
+        (np.zeros((1, 3, 2), int), r"a prompt of shape \(1, 3, 2\): expected \(1, 4, 2\)"),
+        (np.full((1, 4, 2), 64), "codes 64 to 64: expected 0 to 63"),
+        (np.full((1, 4, 2), -1), "codes -1 to -1"),
+    ],
+)
+def test_prompts_that_are_none_are_refused(prompt, said):
+    with pytest.raises(InputError, match=said):
+        generate_codes(model("none"), 5, prompt=prompt)
+
+
 def test_guidance_costs_nothing_where_it_changes_nothing():
     """No prompt, or a factor of 1: the batch is not doubled. Otherwise it is, and the codes change."""
     for said, guidance, doubled in ((None, 3.0, False), ("jungle", 1.0, False), ("jungle", 3.0, True)):
@@ -392,6 +407,23 @@ def test_half_precision_files_are_float32_on_the_cpu(tmp_path):
     dtypes = {asked: load_engine(tmp_path, "mlx", dtype=asked).model.dtype for asked in (None, "float16")}
     expected = mx.float32 if mx.default_device() == mx.Device(mx.cpu) else mx.float16
     assert dtypes == {None: expected, "float16": mx.float16}
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_codec_and_text_encoder_are_float32_on_both_backends(tmp_path, dtype):
+    """Whatever their files are: T5 leaves the range of float16, and half a codec is heard."""
+    ours = model()
+    for part in (ours, ours._companions["codec"], ours._companions["text_encoder"].model):
+        part.set_dtype(dtype)
+    save_pretrained(ours, tmp_path)
+    mlx, torch = (load_engine(tmp_path, name, "cpu" if name == "torch" else None) for name in ("mlx", "torch"))
+    mlx.model.set_dtype(mx.float32)
+    options = {"prompts": ["jungle"], "seeds": [0], "sampling": Sampling(temperature=0)}
+    np.testing.assert_allclose(made(mlx, **options), made(torch, **options), atol=1e-4)
+    sound = 0.3 * np.random.default_rng(0).standard_normal((1, 32_000)).astype(np.float32)
+    np.testing.assert_array_equal(mlx.encode(sound), torch.encode(sound))
+    with pytest.raises(InputError, match="dtype 'half': expected one of float32"):
+        load_engine(tmp_path, "mlx", dtype="half")
 
 
 def test_importing_the_command_leaves_the_function_callable():

@@ -12,7 +12,7 @@ import numpy as np
 from backends.errors import InputError
 from backends.layouts import musicgen_settings
 from backends.layouts.families import Adaptable, Companion, Family, Settings
-from backends.layouts.rules import ANY, SAME, AnyRule, Joined, Rule
+from backends.layouts.rules import ANY, SAME, Absent, AnyRule, Joined, Rule
 
 LAYOUTS = ("musicgen", "audiocraft-musicgen", "mlx-musicgen")
 CODEC = Companion(
@@ -100,6 +100,8 @@ def rules(layout: str, settings: Settings) -> list[AnyRule]:
 
 
 _PARTS = ("q", "k", "v", "out")
+# Of the spectrogram that chroma is read from, 2^radix2_exp samples: audiocraft's files of melody models hold it.
+_CHROMA_WINDOW = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(2**14) / 2**14)).astype(np.float32)
 
 
 def _attentions(crossing: bool) -> dict[str, str]:
@@ -127,6 +129,8 @@ def _audiocraft(settings: Settings) -> list[AnyRule]:
         if f"{ours}.output_proj" in _projections(settings):
             conditioner = f"condition_provider.conditioners.{theirs}"
             found.append(Rule(f"{ours}.output_proj.{{w}}", f"{conditioner}.output_proj.{{w}}"))
+    if "chroma_conditioner.output_proj" in _projections(settings):
+        found.append(Absent("condition_provider.conditioners.self_wav.chroma.spec.window", _CHROMA_WINDOW))
     alike = ("norm1.{w}", "norm2.{w}", "norm_cross.{w}", "linear1.weight", "linear2.weight")
     found += [Rule(f"layers.{{n}}.{part}", f"transformer.layers.{{n}}.{part}") for part in alike]
     return [*found, *(Rule(name, name) for name in ("out_norm.{w}", "emb.{n}.weight", "linears.{n}.weight"))]

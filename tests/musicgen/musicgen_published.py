@@ -5,6 +5,7 @@ github.com/ml-explore/mlx-examples (musicgen/musicgen.py, encodec/convert.py).
 """
 
 import numpy as np
+import torch
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -29,7 +30,7 @@ def audiocraft_lm(
         if into:
             projection = f"condition_provider.conditioners.{name}.output_proj"
             shapes |= {f"{projection}.weight": (width, into), f"{projection}.bias": (width,)}
-    return shapes
+    return shapes | ({"condition_provider.conditioners.self_wav.chroma.spec.window": (16384,)} if chroma else {})
 
 
 def audiocraft_codec() -> Shapes:
@@ -84,8 +85,15 @@ LM_NAMES = (  # transformers', without its prefix: audiocraft's
 
 
 def audiocraft_of(theirs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """transformers' language model in audiocraft's form: q, k and v are one tensor."""
+    """transformers' language model in audiocraft's form: q, k and v are one tensor.
+
+    Files of melody models also hold the window of the spectrogram that chroma is read from (the additional key that
+    transformers' convert_musicgen_melody_transformers.py expects).
+    """
     named, parts = {}, {}
+    if "audio_enc_to_dec_proj.weight" in theirs:
+        window = torch.hann_window(2**14, dtype=torch.float64).numpy().astype(np.float32)
+        named["condition_provider.conditioners.self_wav.chroma.spec.window"] = window
     for name, value in theirs.items():
         if name.startswith(("text_encoder.", "audio_encoder.")):
             continue

@@ -51,7 +51,7 @@ class GenerateOptions:
     top_k: int = 250
     """Draw among so many likeliest codes; 0: all."""
     top_p: float = 0.0
-    """Draw among the likeliest codes with this total probability; 0: off."""
+    """Draw among the likeliest codes with this total probability; 0: off. Where --top-k is on, both hold."""
     seed: int | None = None
     """Makes the result repeatable: item i is made from seed + i, whatever else is in its batch."""
     codec: str | None = None

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,18 @@ class Found:
     text: Text | None
 
     def codec_or_fetched(self) -> Checkpoint:
-        return self.codec or fetched_codec(self.codec_at, self.model.settings)
+        return self.codec or self._fetched_codec
 
     def text_or_fetched(self) -> Text:
-        return self.text or fetched_text(self.model.settings)
+        return self.text or self._fetched_text
+
+    @cached_property
+    def _fetched_codec(self) -> Checkpoint:
+        return fetched_codec(self.codec_at, self.model.settings)
+
+    @cached_property
+    def _fetched_text(self) -> Text:
+        return fetched_text(self.model.settings)
 
 
 def found(source: str | Path, codec_source: str | Path | None = None, text_source: str | Path | None = None) -> Found:

@@ -276,6 +276,19 @@ def test_the_text_encoder_that_is_fetched_is_the_models(monkeypatch, name, said)
         sources.fetched_text(found)
 
 
+def test_a_codec_is_fetched_once_and_must_be_the_configurations(monkeypatch):
+    asked, one = [], tiny.checkpoints()["encodec"]
+    monkeypatch.setattr(sources, "codec", lambda source: asked.append(source) or one)
+    found = replace(sources.found("tiny"), codec=None)
+    assert found.codec_or_fetched() is found.codec_or_fetched() is one
+    assert asked == ["facebook/encodec_32khz"]
+    one = replace(one, settings={**one.settings, "sample_rate_hz": 16_000})
+    with pytest.raises(
+        InputError, match=r"sample_rate_hz 16000, where the model's configuration has 32000; .* --codec"
+    ):
+        replace(found, codec=None).codec_or_fetched()
+
+
 FITS = {"sample_rate_hz": 16_000, "ratios": (8, 5, 4, 2)}
 
 

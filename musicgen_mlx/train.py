@@ -40,6 +40,7 @@ def train_model(options: MusicGenOptions) -> Result:
     backend = get(options.backend, options.device)
     chief = backend.world.rank == 0
     settings = {name: value for name, value in asdict(options).items() if name not in MAY_DIFFER}
+    segments.check_outside(options.output_dir, options.folders())
     check_early(backend, options, settings)
     train_on, held_out = recordings(options)
     studio = load(options, backend)
@@ -65,7 +66,6 @@ def train_model(options: MusicGenOptions) -> Result:
 def recordings(options: MusicGenOptions) -> tuple[list[Path], list[Path]]:
     """The files to train and to validate on."""
     found = segments.find(options.data, "--data")
-    check_outside(options)
     if options.val_data is None:
         return dataset.split(found, options.val_split)
     held_out = segments.find(options.val_data, "--val-data")
@@ -75,16 +75,6 @@ def recordings(options: MusicGenOptions) -> tuple[list[Path], list[Path]]:
             "and folders below it count: give folders that are apart, or --val-split"
         )
     return found, held_out
-
-
-def check_outside(options: MusicGenOptions) -> None:
-    """Raise InputError where the run's samples would be found as recordings."""
-    for name, folder in (("--data", options.data), ("--val-data", options.val_data)):
-        if folder is not None and options.output_dir.resolve().is_relative_to(folder.resolve()):
-            raise InputError(
-                f"--output-dir {options.output_dir}: is inside {name} {folder}, and its samples would be taken for "
-                "recordings: give another folder"
-            )
 
 
 def load(options: MusicGenOptions, backend: Backend) -> Studio:

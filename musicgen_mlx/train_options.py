@@ -122,6 +122,10 @@ class MusicGenOptions(TrainOptions):
         if self.resume_from is not None and self.resume_from.is_file() and not self.lora_rank:
             raise InputError(f"--resume-from {self.resume_from}: to start from a model's weights, give it as --model")
 
+    def folders(self) -> dict[str, Path]:
+        """The folders of recordings by option."""
+        return {"--data": self.data} | ({} if self.val_data is None else {"--val-data": self.val_data})
+
     def given(self, name: str) -> bool:
         """Whether an option is another than its default."""
         return getattr(self, name) != getattr(type(self), name)

@@ -38,6 +38,7 @@ def finetune(options: FinetuneOptions) -> Result:
     """Train as the options say, or continue the run in their output_dir."""
     backend = get(options.backend, options.device)
     options.check_precision(backend)
+    segments.check_outside(options.output_dir, options.folders())
     check_early(backend, options.training(), options.settings())
     model: Any = from_pretrained(options.pretrained_model, backend.name, options.device, option="--pretrained-model")
     family, task, same = _task(options, backend, model)
@@ -55,6 +56,7 @@ def finetune(options: FinetuneOptions) -> Result:
         settings=options.settings(),
         best=options.output_dir / "best_model",
     )
+    training.check_start(options.quantize_after)
     training.say(_describe(options, training))
     return training.run(lambda measured: _learner(training, family, options, measured))
 
@@ -62,10 +64,7 @@ def finetune(options: FinetuneOptions) -> Result:
 def _task(options: FinetuneOptions, backend: Backend, model: Any) -> tuple[SNACFamily, codec.CodecTask, dict[str, str]]:
     """The family, the task, and what must stay the same for a run to continue."""
     config = model.config
-    train_files, val_files = (
-        segments.find(folder, option)
-        for folder, option in ((options.train_data, "--train-data"), (options.val_data, "--val-data"))
-    )
+    train_files, val_files = (segments.find(folder, option) for option, folder in options.folders().items())
     made = stages(options.curriculum, options.num_epochs, options.batch_size, options.segment_length)
     options.check_lengths(made, config.sampling_rate)
     cache = _cache(backend, model, [*train_files, *val_files]) if options.decoder_only else None

@@ -7,7 +7,7 @@ is padding but the ends of files.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -122,6 +122,16 @@ def find(folder: Path, option: str) -> list[Path]:
     if not found:
         raise InputError(f"{option} {folder}: holds no recordings ({', '.join(audio.FORMATS)})")
     return found
+
+
+def check_outside(run: Path, folders: Mapping[str, Path]) -> None:
+    """Raise InputError where the samples of a run would be found as recordings in one of these {option: folder}."""
+    for option, folder in folders.items():
+        if run.resolve().is_relative_to(folder.resolve()):
+            raise InputError(
+                f"--output-dir {run}: is inside {option} {folder}, and its samples would be taken for recordings: "
+                "give another folder"
+            )
 
 
 def source(

@@ -129,6 +129,10 @@ class CodecRunOptions:
         """The same for `backends.training.loop`."""
         raise NotImplementedError
 
+    def folders(self) -> dict[str, Path]:
+        """The folders of recordings by option."""
+        return {"--train-data": self.train_data, "--val-data": self.val_data}
+
     def adversary(self) -> AdversaryPlan | None:
         """The adversarial stage, if there is one."""
         return AdversaryPlan(learning_rate=self.adversarial_learning_rate) if self.adversarial else None
@@ -219,6 +223,8 @@ class CodecOptions(CodecRunOptions):
         self.training()
         if (self.codec is None) == (self.scale is None):
             raise InputError("--codec or --scale: expected one of them, weights to start from or a size to start at")
+        if not self.mel_weight:
+            self.expect_unused("there is no mel term with --mel-weight 0", "mel_clamp")
         if self.decoder_only:
             reason = "with --decoder-only the quantiser stays as it is"
             self.expect_unused(reason, "commitment_weight", "bypass", "codebook_decay", "revive_below")

@@ -45,6 +45,7 @@ def run(opened: Callable[[Backend, str | None, str | None, int], Codec], options
     """
     backend = get(options.backend, options.device)
     options.check_precision(backend)
+    segments.check_outside(options.output_dir, options.folders())
     check_early(backend, options.training(), options.settings())
     found = opened(backend, options.codec, options.scale, options.seed)
     task, family, identity = _task(found, options, backend)
@@ -61,6 +62,7 @@ def run(opened: Callable[[Backend, str | None, str | None, int], Codec], options
         settings=options.settings(),
         best=options.output_dir / "best",
     )
+    training.check_start(family.quantising.start)
     training.say(_describe(found, options, training))
 
     def learner(measured: Baselines) -> Family:
@@ -81,7 +83,7 @@ def _task(found: Codec, options: CodecOptions, backend: Backend) -> tuple[codec.
     """The task, its family, and what must stay the same for a run to continue."""
     training, held_out = (
         segments.source(segments.find(folder, option), found.rate_hz, found.frame_samples)
-        for folder, option in ((options.train_data, "--train-data"), (options.val_data, "--val-data"))
+        for option, folder in options.folders().items()
     )
     loss = options.loss(rate_hz=found.rate_hz, frame_samples=found.frame_samples, code_width=found.code_width)
     quantising = options.quantising(from_scratch=found.from_scratch)

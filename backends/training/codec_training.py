@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from backends.base import Backend, Hooks, Section, TrainStep
+from backends.errors import InputError
 from backends.training import baselines, usage
 from backends.training.adversary import against
 from backends.training.baselines import Baselines
@@ -46,6 +47,16 @@ class CodecTraining:
             self.say(f"{name}: best validation loss {100 * share:.1f} % under its baseline")
         self.say(f"weights: {self.best}\nreport: {result.report}")
         return result
+
+    def check_start(self, unquantised: int) -> None:
+        """Raise InputError where all updates leave the quantiser out, so that codebooks stay random."""
+        epochs = self.options.training().epochs
+        total = sum(self.task.updates(epoch) for epoch in range(1, epochs + 1))
+        if unquantised >= max(1, total):
+            raise InputError(
+                f"--quantize-after {unquantised}: the run has {total} updates, none of which would learn with its "
+                "codebooks: give a smaller number, or more epochs"
+            )
 
     def learner(
         self, measured: Baselines, hooks: Hooks, count: Callable[[Any], np.ndarray], *,

@@ -206,6 +206,9 @@ def test_random_weights_keep_the_size_of_sound(scale):
         ([], "--codec or --scale: expected one of them"),
         (["--scale", "tiny", "--decoder-only"], "--decoder-only: "),
         (["--codec", "nowhere/codec"], "nowhere/codec"),
+        (["--scale", "tiny", "--epochs", 2], "--quantize-after 500: the run has 2 updates, none of which"),
+        (["--scale", "tiny", "--mel-weight", 0, "--mel-clamp", 0.1], "--mel-clamp 0.1: there is no mel term"),
+        (["--scale", "tiny", "--output-dir", DATA / "val" / "run"], "run: is inside --train-data"),
         (["--scale", "tiny", "--backend", "mlx", "--precision", "bfloat16"], "only for --backend torch"),
         (
             ["--scale", "tiny", "--backend", "torch", "--device", "cpu", "--precision", "bfloat16"],

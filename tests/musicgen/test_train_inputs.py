@@ -113,6 +113,7 @@ def test_the_folders_are_apart(loops, tmp_path, capsys):
     soundfile.write(data / "more.wav", np.random.default_rng(0).standard_normal(9000) / 9, 32_000)
     inside = training.fails(capsys, data, data / "runs" / "a", "mlx", *PLAIN)
     assert "is inside --data" in inside
+    assert not (data / "runs").exists()
     both = training.fails(capsys, data, tmp_path / "run", "mlx", *PLAIN, "--val-split", 0, "--val-data", data / "val")
     assert "loop0.wav is one of the recordings in --data" in both
 

@@ -96,12 +96,20 @@ class Studio:
 def from_scratch(
     config: MusicGenConfig, seed: int, backend: Backend, codec: str | None = None, text_encoder: str | None = None
 ) -> Studio:
-    """A model of random weights that fits this codec and text encoder; by default MusicGen's own."""
+    """A model of random weights that fits this codec and text encoder; by default MusicGen's own.
+
+    Raises InputError where transformers, and so PyTorch, would have no such model.
+    """
     codec_found = _codec(codec or CODEC)
     text = None if config.condition == "none" else _text(text_encoder or TEXT_ENCODER)
     t5 = None if text is None else T5Config(**text.checkpoint.settings)
     config = weights.fitted(config, encodec_of_settings(codec_found.settings), t5)
     sources.check_codec(config.settings(), codec_found.settings, codec_found.source)
+    if t5 is not None and t5.width == config.width:
+        raise InputError(
+            f"--dim {config.width}: the text encoder is as wide, and transformers then leaves out the projection "
+            "between them: give another width"
+        )
     return Studio(sources.Found(drawn(config, seed), codec_found, CODEC, text), backend)
 
 

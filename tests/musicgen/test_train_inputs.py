@@ -84,6 +84,13 @@ def test_text_encoders_that_a_model_does_not_hear_are_refused(base, bare, loops,
     assert "takes no text: leave it out" in training.fails(capsys, *given, "--model", bare)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_model_as_wide_as_its_text_encoder_is_refused(loops, tmp_path, capsys, backend):
+    """transformers has no such model: one trained on MLX could go nowhere else."""
+    error = training.fails(capsys, loops, tmp_path, backend, *TEXT, "--dim", 32, "--heads", 2)
+    assert "--dim 32: the text encoder is as wide" in error
+
+
 def test_a_model_without_a_condition_drops_none(bare, loops, tmp_path, capsys):
     arguments = ("--model", bare, "--condition-dropout", 0.5)
     assert "--condition-dropout: this model takes no" in training.fails(capsys, loops, tmp_path, "mlx", *arguments)

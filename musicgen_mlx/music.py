@@ -82,7 +82,10 @@ class Request:
     def __post_init__(self) -> None:
         if isinstance(self.prompts, str):
             raise InputError(f"prompts {self.prompts!r}: expected a list of descriptions")
-        if len(self.prompts) != len(self.seeds) or not self.prompts:
+        for prompt, seed in zip(self.prompts, self.seeds, strict=False):
+            if not (prompt is None or isinstance(prompt, str)) or not isinstance(seed, int | np.integer):
+                raise InputError(f"prompt {prompt!r}, seed {seed!r}: expected a text or None, and a whole number")
+        if len(self.prompts) != len(self.seeds) or not len(self.prompts):
             raise InputError(f"{len(self.prompts)} prompts and {len(self.seeds)} seeds: expected one seed for each")
         if not 0 < self.duration_s < float("inf"):
             raise InputError(f"duration {self.duration_s}: expected seconds above 0")
@@ -144,7 +147,7 @@ def frames(engine: Engine, request: Request) -> Iterator[np.ndarray]:
     for index, window in enumerate(windows(total, given.shape[2], longest, stride)):
         context = done[:, :, done.shape[2] - window.context :]
         laid = known_steps(config, len(request.seeds), window.frames, context)
-        seeds = [mix(seed, index) if index else seed for seed in request.seeds]
+        seeds = [mix(int(seed), index) if index else int(seed) for seed in request.seeds]
         parts = []
         for part in _whole(config, laid, engine.steps(laid, said, seeds, request.sampling, request.guidance)):
             parts.append(part)

@@ -179,12 +179,15 @@ def test_caches_grow():
 
 
 @pytest.mark.compiles
-def test_the_compiled_step_is_the_same():
+@pytest.mark.parametrize("path", ["decode.fused_path", "decode.FEW_SLOTS"], ids=["modules", "fused"])
+def test_the_compiled_step_is_the_same(path):
+    """Through the modules, and over fused weights with caches that grow by 8 slots."""
     code = (
         "import backends, numpy as np, mlx.core as mx;"
-        "from musicgen_mlx.tiny import model; from musicgen_mlx import condition;"
+        "from musicgen_mlx.tiny import model; from musicgen_mlx import condition, decode;"
         "from musicgen_mlx.generation import generate_codes;"
         "m = model(); c = condition.from_texts(m, ['jungle', None]);"
+        f"{path} = {'lambda *_: None' if path.endswith('path') else 8};"
         "a, b = (generate_codes(m, 12, c, seeds=[1, 2], compile=on) for on in (True, False));"
         "assert mx.array_equal(a, b), (a, b)"
     )
@@ -243,10 +246,18 @@ def test_requests_are_checked():
         Request(prompts=["a", "b"], seeds=[1])
     with pytest.raises(InputError, match="expected a list of descriptions"):
         Request(prompts="a", seeds=[1])
+    for prompts, seeds in (([3], [1]), (["a"], [1.5])):
+        with pytest.raises(InputError, match="expected a text or None, and a whole number"):
+            Request(prompts=prompts, seeds=seeds)
     for window in ({"stride_s": 40}, {"window_s": np.inf}, {"window_s": np.nan}):
         with pytest.raises(InputError, match="stride"):
             Request(prompts=["a"], seeds=[1], **window)
     assert music.WINDOW_S == 30
+
+
+def test_prompts_and_seeds_may_be_arrays(engine):
+    drawn = codes(engine, prompts=np.array(["jungle", "piano"]), seeds=np.array([3, 4], np.int32))
+    np.testing.assert_array_equal(drawn, codes(engine, prompts=["jungle", "piano"], seeds=range(3, 5)))
 
 
 def test_windows_without_a_frame_between_them_are_refused(engine):

@@ -10,17 +10,19 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from backends.mlx_backend.device import on_gpu
+from backends.mlx_backend.device import compiles_on_cpu, on_gpu
 from backends.mlx_backend.lora import adapters
 from backends.mlx_backend.sampling import Sampler, step_key
 from musicgen_mlx import condition as conditions
 from musicgen_mlx.attention import FixedCache, KeysValues, Recorder
 from musicgen_mlx.condition import Condition
-from musicgen_mlx.fused import fused_path
+from musicgen_mlx.fused import FusedPath, FusedSteps, Taken, fused_path
 from musicgen_mlx.known import UNKNOWN
 from musicgen_mlx.model import Memory, MusicGen
 
 SLOTS = 256  # the caches grow by so many steps, so that shapes change rarely
+MANY_STEPS = 500  # spare what the kernels cost, which are made once on a machine: a second and more
+FEW_SLOTS = 64  # where empty ones cost more than tracing a step again does: on the CPU, compiled
 
 Step = Callable[..., tuple[mx.array, list[KeysValues]]]
 
@@ -28,12 +30,13 @@ Step = Callable[..., tuple[mx.array, list[KeysValues]]]
 class Decoder:
     """The state of a batch that is being generated: caches of what was read, and what is attended to.
 
-    `seeds` holds one seed per item, so that an item's codes do not depend on its batch.
+    `seeds` holds one seed per item, so that an item's codes do not depend on its batch. `steps` is how many there will
+    be: unless `compile` says, many are compiled on the CPU too.
     """
 
     def __init__(
         self, model: MusicGen, sampler: Sampler, seeds: Sequence[int], condition: Condition | None = None,
-        guidance: float = 3.0, *, compile: bool | None = None,
+        guidance: float = 3.0, *, compile: bool | None = None, steps: int = 0,
     ):  # fmt: skip
         self.model, self.sampler, self.seeds = model, sampler, seeds
         self.guided = condition is not None and guidance != 1 and not condition.is_null
@@ -41,40 +44,62 @@ class Decoder:
         self.condition = conditions.both(model, condition) if self.guided and condition is not None else condition
         self.caches: list[KeysValues] = []
         self.taken = self.count = 0
-        if compile is None:
-            compile = on_gpu()
-        self.path = None if compile else fused_path(model, len(seeds) * (1 + self.guided))
-        self.step: Step = self._compiled() if compile else self._step if self.path is None else self._fused_step
+        self.path = fused_path(model, len(seeds) * (1 + self.guided))
+        many = self.path is not None and steps >= MANY_STEPS
+        self.compile = on_gpu() or (many and compiles_on_cpu()) if compile is None else compile
+        self.slots = FEW_SLOTS if self.path and self.compile else SLOTS
 
     def start(self, laid: np.ndarray, known: np.ndarray) -> mx.array:
         """Read the first steps (B, K, S) and return the next one, (B, K); `known` (B, K) is what is given of it."""
         codes = mx.array(np.concatenate([laid, laid]) if self.guided else laid)
         x, mask = self.model.rows(codes, self.condition)
-        self.memory = self.model.memory(self.condition)
+        memory = self.model.memory(self.condition)
         self.taken = x.shape[1]
         recorders = [Recorder(mask) for _ in self.model.layers]
-        hidden = self.model.hidden(x, self.memory, caches=recorders)[:, -1:]
-        room = [(0, 0), (0, 0), (0, SLOTS - self.taken % SLOTS), (0, 0)]
-        self.caches = [(mx.pad(r.kept[0], room), mx.pad(r.kept[1], room)) for r in recorders if r.kept is not None]
+        hidden = self.model.hidden(x, memory, caches=recorders)[:, -1:]
+        room = self.slots - self.taken % self.slots
+        self.caches = [(_grown(r.kept[0], room), _grown(r.kept[1], room)) for r in recorders if r.kept is not None]
         self.padding, self.seen = self._padding()
+        self.step = self._module_steps(memory) if self.path is None else self._fused_steps(self.path, memory)
         return self._queued(self._chosen(self.model.logits(hidden)[:, :, 0], self._keys(), mx.array(known)))
 
     def advance(self, codes: mx.array, known: np.ndarray) -> mx.array:
         """Read a step (B, K) and return the next one."""
         if self.taken == self.caches[0][0].shape[2]:
-            self.caches = [(_grown(keys), _grown(values)) for keys, values in self.caches]
-            self.seen = None if self.seen is None else mx.pad(self.seen, [(0, 0), (0, SLOTS)], constant_values=True)
+            self.caches = [(_grown(keys, self.slots), _grown(values, self.slots)) for keys, values in self.caches]
+            room = [(0, 0), (0, self.slots)]
+            self.seen = None if self.seen is None else mx.pad(self.seen, room, constant_values=True)
         # The old caches must have no name left when the new ones are computed: then they are updated in place.
         caches, self.caches = self.caches, []
-        rest = self._keys(), mx.array(known), self.memory, self.padding, self.seen
-        chosen, self.caches = self.step(codes, caches, self.taken if self.path else mx.array(self.taken), *rest)
+        rest = self._keys(), mx.array(known), self.padding, self.seen
+        chosen, self.caches = self.step(codes, caches, self.taken, *rest)
         del caches
         self.taken += 1
         return self._queued(chosen)
 
+    def _module_steps(self, memory: Memory | None) -> Step:
+        """Steps through the model's modules."""
+        step = self._compiled() if self.compile else self._step
+        return lambda codes, caches, taken, *rest: step(codes, caches, mx.array(taken), memory, *rest)
+
+    def _fused_steps(self, path: FusedPath, memory: Memory | None) -> Step:
+        """Steps over fused weights; compiled, they hold the weights and the condition for as long as this run goes."""
+        fused = FusedSteps(path, path.crossing(memory, self.condition), self.guided)
+        choose = self._bare()._chosen
+
+        def step(codes: mx.array, caches: list[KeysValues], taken: Taken, keys: mx.array, known: mx.array,
+                 *rest: Any) -> tuple[mx.array, list[KeysValues]]:  # fmt: skip
+            logits, kept = fused(codes, caches, taken, *rest)
+            return choose(logits, keys, known), kept
+
+        if not self.compile:
+            return step
+        compiled = mx.compile(step)
+        return lambda codes, caches, taken, *rest: compiled(codes, caches, mx.array(taken), *rest)
+
     def _step(
-        self, codes: mx.array, caches: list[KeysValues], taken: mx.array, keys: mx.array, known: mx.array,
-        memory: Memory | None, padding: mx.array | None, seen: mx.array | None,
+        self, codes: mx.array, caches: list[KeysValues], taken: mx.array, memory: Memory | None, keys: mx.array,
+        known: mx.array, padding: mx.array | None, seen: mx.array | None,
     ) -> tuple[mx.array, list[KeysValues]]:  # fmt: skip
         model = self.model
         visible = mx.arange(caches[0][0].shape[2]) <= taken
@@ -86,18 +111,6 @@ class Decoder:
         layers = [FixedCache(keys, values, taken, mask) for keys, values in caches]
         logits = model.logits(model.hidden(x, memory, caches=layers))[:, :, 0]
         return self._chosen(logits, keys, known), [(cache.keys, cache.values) for cache in layers]
-
-    def _fused_step(
-        self, codes: mx.array, caches: list[KeysValues], taken: int, keys: mx.array, known: mx.array,
-        memory: Memory | None, padding: mx.array | None, seen: mx.array | None,
-    ) -> tuple[mx.array, list[KeysValues]]:  # fmt: skip
-        """As `_step`, with shapes that follow what is there: `taken` is a number."""
-        assert self.path is not None
-        x = self.path.embed(codes)
-        x = mx.concatenate([x, x]) if self.guided else x
-        positions = mx.array([taken]) if padding is None else taken - padding
-        logits, kept = self.path.step(x, positions, caches, taken, seen, memory)
-        return self._chosen(logits, keys, known), kept
 
     def _chosen(self, logits: mx.array, keys: mx.array, known: mx.array) -> mx.array:
         """Logits (rows, K, V) -> codes (B, K): those that are known, the others chosen."""
@@ -129,15 +142,18 @@ class Decoder:
         mx.async_eval(codes, self.caches)
         return codes
 
+    def _bare(self) -> "Decoder":
+        """What chooses as this one does, without its caches, which a compiled step must not hold."""
+        twin = Decoder.__new__(Decoder)
+        twin.model, twin.sampler, twin.guided, twin.guidance = self.model, self.sampler, self.guided, self.guidance
+        return twin
+
     def _compiled(self) -> Step:
         """The compiled step, kept on the model so that later generations of the same kind reuse it."""
         key = (self.sampler, self.guided, self.guidance, tuple(adapters(self.model).items()))
         kept = self.model._companions.setdefault("steps", {})
         if key not in kept:
-            # What is kept must not hold this run's caches.
-            twin = Decoder.__new__(Decoder)
-            twin.model, twin.path = self.model, None
-            twin.sampler, twin.guided, twin.guidance, _ = key
+            twin = self._bare()
 
             def step(weights: Any, *arguments: Any) -> tuple[mx.array, list[KeysValues]]:
                 own = twin.model.parameters()
@@ -153,5 +169,5 @@ class Decoder:
         return lambda *arguments: compiled(weights, *arguments)
 
 
-def _grown(x: mx.array) -> mx.array:
-    return mx.pad(x, [(0, 0), (0, 0), (0, SLOTS), (0, 0)])
+def _grown(x: mx.array, slots: int) -> mx.array:
+    return mx.pad(x, [(0, 0), (0, 0), (0, slots), (0, 0)])

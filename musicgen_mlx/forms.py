@@ -87,6 +87,18 @@ class Rows:
 Form = type[Columns] | type[Rows]
 
 
+def heads_of(forms: Forms, x: mx.array, width: int) -> mx.array:
+    """Activations -> (rows, heads, 1, width); of q, k and v side by side, theirs in turn."""
+    rows = forms.leave(x)
+    return rows.reshape(len(rows), -1, 1, width)
+
+
+def attended(forms: Forms, q: mx.array, keys: mx.array, values: mx.array, mask: mx.array) -> mx.array:
+    """Queries (rows, heads, 1, d) over keys and values (rows, heads, T, d), `mask` added to scores -> activations."""
+    scores = mx.addmm(mask, q, keys.swapaxes(2, 3), alpha=keys.shape[-1] ** -0.5)
+    return forms.enter((mx.softmax(scores, axis=-1) @ values).reshape(len(keys), -1))
+
+
 def form_for(rows: int) -> Form:
     """The faster one for so many rows with the BLAS that MLX has here."""
     return Columns if blas.loaded == "openblas" or rows > blas.FEW_ROWS else Rows

@@ -15,10 +15,13 @@ from backends.mlx_backend.device import on_gpu
 from backends.mlx_backend.fusing import arrays, is_current, join
 from backends.mlx_backend.lora import adapters
 from musicgen_mlx.attention import KeysValues
-from musicgen_mlx.forms import Form, Forms, form_for
+from musicgen_mlx.condition import Condition
+from musicgen_mlx.crossing import Crossing, crossing_of
+from musicgen_mlx.forms import Form, Forms, attended, form_for, heads_of
 from musicgen_mlx.model import Memory, MusicGen, sinusoids
 
 Weights = dict[str, Any]
+Taken = int | mx.array  # how many slots of the caches are full
 
 # A polynomial of t, constant first: Phi(-t) to the power of -1 / 32. Fitted for 0 <= t <= 6 to the least greatest error
 # of t Phi(-t), which is 1.2e-7.
@@ -50,6 +53,7 @@ class FusedPath:
         self.config = model.config
         self.joined, self.emb = fuse(model), join(list(model.emb))
         self.rows = (model.config.entries + 1) * mx.arange(model.config.codebooks)
+        self.table = mx.zeros((0, model.config.width))
         mx.eval(self.emb, self.rows, model.parameters())
         self.source = arrays(model)
         self.forms: Forms = form(model.config.width)
@@ -65,47 +69,73 @@ class FusedPath:
         """Codes (B, K) -> the sum of their embeddings (B, D)."""
         return self.emb[codes + self.rows].sum(axis=1)
 
-    def step(
-        self, x: mx.array, positions: mx.array, caches: Sequence[KeysValues], taken: int, seen: mx.array | None,
-        memory: Memory | None,
-    ) -> tuple[mx.array, list[KeysValues]]:  # fmt: skip
-        """Embeddings (rows, D) at `positions` (1,) or (rows, 1) -> logits (rows, K, V) and the caches with this step.
+    def places(self, slots: int) -> mx.array:
+        """The sinusoids of at least so many positions, kept: (T, D)."""
+        if len(self.table) < slots:
+            self.table = sinusoids(mx.arange(slots), self.config.width)
+            mx.eval(self.table)
+        return self.table
 
-        `taken` slots of the caches hold what came before; `seen` (rows, slots) says which of them may be seen.
+    def crossing(self, memory: Memory | None, condition: Condition | None) -> Crossing | None:
+        """How its steps attend to a condition, whose memory this is."""
+        if memory is None or condition is None:
+            return None
+        return crossing_of(memory, condition.empty, self.joined["layers"], self.forms)
+
+    def step(
+        self, x: mx.array, caches: Sequence[KeysValues], start: mx.array, slots: int, mask: mx.array,
+        crossing: Crossing | None,
+    ) -> tuple[mx.array, list[KeysValues]]:  # fmt: skip
+        """Embeddings with their positions (rows, D) -> logits (rows, K, V) and the caches with this step at `start`.
+
+        `mask` is added to the scores of the caches' first `slots`.
         """
         config, forms, kept = self.config, self.forms, []
-        places = sinusoids(positions, config.width)
-        x = forms.enter(x + (places if positions.ndim == 1 else places[:, 0]))
-        start, filled = mx.array(taken), taken + 1
-        mask = None if seen is None else mx.where(seen[:, None, None, :filled], 0.0, -mx.inf)
-        crossed, cross_mask = memory if memory is not None else ([], None)
-        cross_mask = None if cross_mask is None else mx.where(cross_mask, 0.0, -mx.inf)
+        x = forms.enter(x)
         for index, layer in enumerate(self.weights["layers"]):
-            q, k, v = mx.split(self._heads(forms.linear(forms.norm(x, layer["norm1"]), layer["qkv"])), 3, axis=1)
+            qkv = forms.linear(forms.norm(x, layer["norm1"]), layer["qkv"])
+            q, k, v = mx.split(heads_of(forms, qkv, config.width // config.heads), 3, axis=1)
             keys, values = caches[index]
             keys = mx.slice_update(keys, k, start, axes=(2,))
             values = mx.slice_update(values, v, start, axes=(2,))
             kept.append((keys, values))
-            attended = self._attended(q, keys[:, :, :filled], values[:, :, :filled], mask)
-            x = forms.plus_linear(x, attended, layer["out"])
-            if crossed:
-                q = self._heads(forms.linear(forms.norm(x, layer["norm_cross"]), layer["cross_q"]))
-                x = forms.plus_linear(x, self._attended(q, *crossed[index], cross_mask), layer["cross_out"])
+            z = attended(forms, q, keys[:, :, :slots], values[:, :, :slots], mask)
+            x = forms.plus_linear(x, z, layer["out"])
+            if crossing is not None:
+                x = crossing.plus(x, index, layer)
             u = forms.linear(forms.norm(x, layer["norm2"]), layer["up"])
             x = forms.plus_linear(x, gelu(u), layer["down"])
         logits = forms.leave(forms.linear(forms.norm(x, self.weights["norm"]), self.weights["heads"]))
         return logits.reshape(-1, config.codebooks, config.entries), kept
 
-    def _heads(self, x: mx.array) -> mx.array:
-        """Activations -> (rows, heads, 1, d); of q, k and v side by side, theirs in turn."""
-        rows = self.forms.leave(x)
-        return rows.reshape(len(rows), -1, 1, self.config.width // self.config.heads)
 
-    def _attended(self, q: mx.array, keys: mx.array, values: mx.array, mask: mx.array | None) -> mx.array:
-        """Queries (rows, heads, 1, d) over keys and values (rows, heads, T, d) -> activations."""
-        scores = (q * keys.shape[-1] ** -0.5) @ keys.swapaxes(2, 3)
-        scores = scores if mask is None else scores + mask
-        return self.forms.enter((mx.softmax(scores, axis=-1) @ values).reshape(len(keys), -1))
+class FusedSteps:
+    """The steps of one generation. Where `taken` is a number, shapes follow it; an array of it serves every step."""
+
+    def __init__(self, path: FusedPath, crossing: Crossing | None, guided: bool):
+        self.path, self.crossing, self.guided = path, crossing, guided
+
+    def __call__(
+        self, codes: mx.array, caches: Sequence[KeysValues], taken: Taken, padding: mx.array | None,
+        seen: mx.array | None,
+    ) -> tuple[mx.array, list[KeysValues]]:  # fmt: skip
+        """A step (B, K) -> logits (rows, K, V) of the next and the caches with it.
+
+        `taken` slots of the caches hold what came before; `seen` (rows, slots) says which of them may be seen, and
+        `padding` (rows, 1) how many of them are no positions.
+        """
+        x, slots = self.path.embed(codes), caches[0][0].shape[2]
+        x = mx.concatenate([x, x]) if self.guided else x
+        places = self.path.places(slots)
+        x = x + places[taken if padding is None else (taken - padding)[:, 0]]
+        if isinstance(taken, int):
+            slots = taken + 1
+            visible = None if seen is None else seen[:, :slots]
+        else:
+            visible = mx.arange(slots) <= taken if seen is None else (mx.arange(slots) <= taken) & seen
+        mask = mx.zeros((1,)) if visible is None else mx.where(visible, 0.0, -mx.inf)
+        mask = mask.reshape(-1, 1, 1, mask.shape[-1])
+        return self.path.step(x, caches, mx.array(taken), slots, mask, self.crossing)
 
 
 def gelu(x: mx.array) -> mx.array:

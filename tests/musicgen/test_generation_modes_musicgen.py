@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_map
 
 from backends import get
 from backends.base import LoRASpec
+from backends.mlx_backend.device import compiles_on_cpu
 from backends.mlx_backend.sampling import Sampler
 from musicgen_mlx import MusicGen, Request, load_engine, stream_generate
 from musicgen_mlx.adapters import Adapters
@@ -85,14 +87,36 @@ def test_training_drops_the_fused_path(go_on):
     assert dropped() is None
 
 
-def test_a_compiled_step_outlives_another_sampler_s():
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_compiled_step_outlives_another_sampler_s(fused, monkeypatch):
     """`compile` is a wrapper without effect here, see conftest; what is kept is the same."""
     model = tiny("none")
+    if not fused:
+        monkeypatch.setattr("musicgen_mlx.decode.fused_path", lambda *_: None)
     run, step = started(model, compile=True)
     other, same = started(model, compile=False)
     Decoder(model, Sampler(1.0), [0], compile=True)
     made, expected = run.advance(step, LAID[:, :, 2]), other.advance(same, LAID[:, :, 2])
     np.testing.assert_array_equal(np.array(made), np.array(expected))
+
+
+@pytest.mark.parametrize(("steps", "kernels", "compiled"), [(500, True, True), (499, True, False), (500, False, False)])
+def test_many_steps_are_compiled_on_the_cpu_where_that_works(steps, kernels, compiled, monkeypatch):
+    monkeypatch.setattr("musicgen_mlx.decode.compiles_on_cpu", lambda: kernels)
+    model = tiny("none")
+    assert Decoder(model, Sampler(0), [0], steps=steps).compile == compiled
+    model.layers[0].self_attn.q_proj = nn.QuantizedLinear.from_linear(nn.Linear(64, 64))
+    assert not Decoder(model, Sampler(0), [0], steps=steps).compile
+
+
+def test_the_kernels_of_a_machine_that_compiles_nothing_are_not_asked_for(monkeypatch):
+    def fails(*_: object) -> None:
+        raise RuntimeError("filesystem error: temp_directory_path: No such file or directory")
+
+    monkeypatch.setattr(mx, "eval", fails)
+    assert not compiles_on_cpu.__wrapped__()
+    monkeypatch.undo()
+    assert compiles_on_cpu.__wrapped__()
 
 
 @pytest.mark.parametrize("lengths_s", [(0.1, 0.4), (0.4, 0.1)])

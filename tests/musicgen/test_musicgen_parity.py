@@ -138,11 +138,14 @@ def test_greedy_codes_equal_transformers(pair, guidance, prompt):
     np.testing.assert_array_equal(np.array(own), expected)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("form", [Columns, Rows])
-def test_rows_and_columns_choose_the_codes_of_the_modules(pair, form, monkeypatch):
-    """Both forms of the CPU's step, whatever BLAS is here, with padded prompts and over a cache that grows."""
+def test_rows_and_columns_choose_the_codes_of_the_modules(pair, form, compiled, monkeypatch):
+    """Both forms of the CPU's step, whatever BLAS is here, with padded prompts and over a cache that grows; also as it
+    is traced for compiling, where empty slots are masked."""
     monkeypatch.setattr("musicgen_mlx.decode.SLOTS", 8)
-    options = {"condition": pair.condition(), "seeds": [0, 1], "sampler": GREEDY}
+    monkeypatch.setattr("musicgen_mlx.decode.FEW_SLOTS", 8)
+    options = {"condition": pair.condition(), "seeds": [0, 1], "sampler": GREEDY, "compile": compiled}
     with monkeypatch.context() as patched:
         patched.setattr("musicgen_mlx.decode.fused_path", lambda *_: None)
         expected = generate_codes(pair.ours, 14, **options)

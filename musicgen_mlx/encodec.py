@@ -7,6 +7,7 @@ Convolutions are centred, so they stream with a few frames of context on either 
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -103,12 +104,13 @@ class Encodec(nn.Module):
     def _in_pieces(self, piece: Callable[[int, int], mx.array], frames: int, halo: int, *, rate: int = 1) -> mx.array:
         """`piece(start, stop)` for all frames, each with `halo` frames of context that are cut off, joined.
 
-        `rate` is the number of outputs per frame.
+        `rate` is the number of outputs per frame. The last piece is never so short that its end, which is completed
+        with a mirror of what comes before, would want more of it than the piece has.
         """
-        step = max(halo + 1, round(CHUNK_S * self.config.frame_hz))
+        step, least = max(halo + 1, round(CHUNK_S * self.config.frame_hz)), 2 * halo + 2
         parts = []
-        for start in range(0, frames, step):
-            stop, before = min(start + step, frames), min(halo, start)
+        for start, stop in pairwise([*range(0, max(1, frames - least), step), frames]):
+            before = min(halo, start)
             y = piece(start - before, min(stop + halo, frames))
             parts.append(y[:, before * rate : (before + stop - start) * rate])
         return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=1)

@@ -100,6 +100,18 @@ def test_long_audio_in_pieces_equals_one_pass(pair, monkeypatch):
     assert mx.abs(ours.decode(codes) - sound).max().item() <= 1e-4
 
 
+@pytest.mark.parametrize("more", [1, 17, 100, 639])
+def test_a_piece_may_end_with_little_of_a_frame(pair, monkeypatch, more):
+    """The last frame, of which `more` samples are there, would be a piece by itself."""
+    _, ours = pair
+    hop, channels = ours.config.frame_samples, ours.config.channels
+    samples = 45 * hop + min(more, hop - 1)
+    audio = mx.array(noise((1, samples) if channels == 1 else (1, samples, 2)))
+    whole = ours.latents(audio)
+    monkeypatch.setattr(encodec, "CHUNK_S", 9 / ours.config.frame_hz)
+    assert mx.abs(ours.latents(audio) - whole).max().item() <= 1e-4
+
+
 @pytest.mark.parametrize("cuts", [(1,) * 24, (3, 1, 12, 2, 6), (24,)], ids=["single", "uneven", "whole"])
 def test_streamed_audio_equals_whole(pair, cuts):
     _, ours = pair

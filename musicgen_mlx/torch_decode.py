@@ -14,7 +14,8 @@ import torch.nn.functional as F
 
 from backends.torch_backend.sampling import Sampler, step_key
 from musicgen_mlx.known import UNKNOWN
-from musicgen_mlx.torch_fused import KeysValues, fused_path
+from musicgen_mlx.torch_crossing import Crossing
+from musicgen_mlx.torch_fused import Cache, fused_path
 from musicgen_mlx.torch_model import AnyMusicGen, Condition, MusicGen
 
 SLOTS = 256
@@ -36,8 +37,8 @@ class Decoder:
                 torch.cat([condition.states, null.states]), torch.cat([condition.mask, null.mask]), condition.empty
             )
         self.stack: Any = model.decoder.model.decoder
-        self.crossing = model.shapes.condition == "cross" and condition is not None
-        self.caches: list[KeysValues] = []
+        self.crosses = model.shapes.condition == "cross" and condition is not None
+        self.caches: list[Cache] = []
         self.taken = self.count = 0
         self.path = fused_path(model)
 
@@ -49,6 +50,7 @@ class Decoder:
         if self.model.shapes.condition == "prepend" and self.condition is not None:
             x = torch.cat([self.condition.states.to(x.dtype), x], dim=1)
         self.memory, self.mask = [self._memory(layer) for layer in self.stack.layers], self._mask()
+        self.crossing = self._crossing()
         return self._chosen(self._predicted(self._through(x)), known)
 
     @torch.inference_mode()
@@ -59,7 +61,7 @@ class Decoder:
         if self.path is None:
             return self._chosen(self._predicted(self._through(x)), known)
         x = self._placed(x)
-        logits = self.path.step(x[:, 0], self.caches, self.taken, self.memory, self.mask)
+        logits = self.path.step(x[:, 0], self.caches, self.taken, self.crossing)
         self.taken += 1
         return self._chosen(logits, known)
 
@@ -86,7 +88,7 @@ class Decoder:
         self.taken += T
         return self.stack.layer_norm(x)
 
-    def _kept(self, attention: Any, y: torch.Tensor, cache: KeysValues) -> tuple[torch.Tensor, torch.Tensor]:
+    def _kept(self, attention: Any, y: torch.Tensor, cache: Cache) -> tuple[torch.Tensor, torch.Tensor]:
         """All keys and values so far, with those of y written behind the others."""
         start, stop = self.taken, self.taken + y.shape[1]
         for slots, project in zip(cache, (attention.k_proj, attention.v_proj), strict=True):
@@ -105,7 +107,7 @@ class Decoder:
 
     def _memory(self, layer: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
         """A layer's keys and values of the condition, made once."""
-        if not self.crossing or self.condition is None:
+        if not self.crosses or self.condition is None:
             return None
         attention = layer.encoder_attn
         states = self.condition.states.to(layer.encoder_attn_layer_norm.weight.dtype)  # a projection may be an adapter
@@ -113,10 +115,18 @@ class Decoder:
 
     def _mask(self) -> torch.Tensor | None:
         """What is added to the scores of the condition (rows, 1, 1, T)."""
-        if not self.crossing or self.condition is None or self.condition.mask.all():
+        if not self.crosses or self.condition is None or self.condition.mask.all():
             return None
         floor = torch.zeros_like(self.condition.mask, dtype=self.stack.layer_norm.weight.dtype)
         return floor.masked_fill(~self.condition.mask, -torch.inf)[:, None, None]
+
+    def _crossing(self) -> Crossing | None:
+        """How steps over fused weights attend to the condition."""
+        memory = [pair for pair in self.memory if pair is not None]
+        if self.path is None or self.condition is None or not memory:
+            return None
+        nothing = [*self.condition.empty, *[True] * (len(self.seeds) * self.guided)]
+        return self.path.crossing(memory, self.mask, nothing)
 
     def _make_room(self, x: torch.Tensor, needed: int) -> None:
         have = self.caches[0].shape[3] if self.caches else 0

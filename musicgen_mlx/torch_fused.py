@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from backends.blas import FEW_ROWS
+from musicgen_mlx.torch_crossing import Crossing, KeysValues, crossing_of
+from musicgen_mlx.torch_forms import Norm, normed, plus_product, product
 
-KeysValues = torch.Tensor  # of one layer: keys, then values, (2, rows, heads, slots, d)
-Norm = tuple[torch.Tensor, torch.Tensor]
+Cache = torch.Tensor  # of one layer: keys, then values, (2, rows, heads, slots, d)
 
 
 def fused_path(model: Any) -> "FusedPath | None":
@@ -44,46 +44,29 @@ class FusedPath:
         self.out = _join(list(decoder.lm_heads))
         self.addresses = _addresses(model)
 
-    def step(
-        self, x: torch.Tensor, caches: Sequence[KeysValues], taken: int,
-        memory: Sequence[tuple[torch.Tensor, torch.Tensor] | None], mask: torch.Tensor | None,
-    ) -> torch.Tensor:  # fmt: skip
+    def crossing(
+        self, memory: Sequence[KeysValues], mask: torch.Tensor | None, empty: Sequence[bool]
+    ) -> Crossing | None:
+        """How its steps attend to a condition, whose memory this is."""
+        return crossing_of(memory, mask, empty, self.layers)
+
+    def step(self, x: torch.Tensor, caches: Sequence[Cache], taken: int, crossing: Crossing | None) -> torch.Tensor:
         """Rows (rows, D) with their positions -> logits (rows, K, V).
 
-        The caches get their keys and values at slot `taken`. `mask` (rows, 1, 1, T) is added to the scores of `memory`.
+        The caches get their keys and values at slot `taken`.
         """
         rows, D = x.shape
-        for layer, cache, crossed in zip(self.layers, caches, memory, strict=True):
-            qkv = _product(_normed(x, layer["norm1"]), layer["qkv"]).view(rows, 3, self.heads, -1)
+        for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
+            qkv = product(normed(x, layer["norm1"]), layer["qkv"]).view(rows, 3, self.heads, -1)
             cache[:, :, :, taken] = qkv[:, 1:].transpose(0, 1)
             keys, values = cache[:, :, :, : taken + 1]
             z = F.scaled_dot_product_attention(qkv[:, 0, :, None], keys, values)
-            x = _plus_product(x, z.reshape(rows, D), layer["out"])
-            if crossed is not None:
-                q = _product(_normed(x, layer["norm_cross"]), layer["cross_q"]).view(rows, self.heads, 1, -1)
-                z = F.scaled_dot_product_attention(q, *crossed, attn_mask=mask)
-                x = _plus_product(x, z.reshape(rows, D), layer["cross_out"])
-            u = _product(_normed(x, layer["norm2"]), layer["up"])
-            x = _plus_product(x, F.gelu(u), layer["down"])
-        return _product(_normed(x, self.norm), self.out).view(rows, self.codebooks, -1)
-
-
-def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x (rows, in) @ weight (in, out), whose transpose is what lies in memory.
-
-    For more than a few rows MKL is nearly twice as fast at that transpose times columns.
-    """
-    if _as_rows(x):
-        return torch.mm(x, weight)
-    return torch.mm(weight.t(), x.t().contiguous()).t().contiguous()
-
-
-def _plus_product(residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return torch.addmm(residual, x, weight) if _as_rows(x) else residual + _product(x, weight)
-
-
-def _as_rows(x: torch.Tensor) -> bool:
-    return len(x) <= FEW_ROWS or x.device.type != "cpu"
+            x = plus_product(x, z.reshape(rows, D), layer["out"])
+            if crossing is not None:
+                x = crossing.plus(x, index, layer)
+            u = product(normed(x, layer["norm2"]), layer["up"])
+            x = plus_product(x, F.gelu(u), layer["down"])
+        return product(normed(x, self.norm), self.out).view(rows, self.codebooks, -1)
 
 
 def _fused_layer(layer: Any) -> dict[str, Any]:
@@ -113,10 +96,6 @@ def _join(owners: Sequence[Any]) -> torch.Tensor:
 
 def _norm(norm: nn.LayerNorm) -> Norm:
     return norm.weight, norm.bias
-
-
-def _normed(x: torch.Tensor, norm: Norm) -> torch.Tensor:
-    return F.layer_norm(x, x.shape[-1:], *norm)
 
 
 def _addresses(model: Any) -> list[tuple[int, torch.dtype]]:

@@ -5,8 +5,9 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
+import torch
 
-from musicgen_mlx import condition
+from musicgen_mlx import condition, torch_crossing
 from musicgen_mlx.crossing import Absorbed, Attended, Crossing, crossing_of
 from musicgen_mlx.forms import Columns, Rows
 from musicgen_mlx.fused import fused_path
@@ -100,3 +101,27 @@ def test_a_long_condition_chooses_the_codes_of_the_modules(monkeypatch):
     got = np.array(generate_codes(model, 6, said, seeds=[0, 1]))
     monkeypatch.setattr("musicgen_mlx.decode.fused_path", lambda *_: None)
     np.testing.assert_array_equal(got, np.array(generate_codes(model, 6, replace(said), seeds=[0, 1])))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("empty", [[False], [False, False], [False, True], [True, False, True, True]])
+def test_torch_absorbed_is_attended(empty, masked):
+    def host(*shape: int) -> torch.Tensor:
+        return torch.from_numpy(np.array(drawn(*shape)))
+
+    own = [[1, 1, not (masked and item)] for item in range(len(empty))]
+    memory_, mask_ = memory(own, empty)
+    remembered = [(torch.from_numpy(np.array(memory_[0][0])), torch.from_numpy(np.array(memory_[0][1])))]
+    mask = torch.from_numpy(np.where(np.array(mask_), 0.0, -np.inf).astype(np.float32)) if masked else None
+    layer = {"cross_q": host(WIDTH, WIDTH).t(), "cross_out": host(WIDTH, WIDTH + 1)[:, 1:].t() + 0.1,
+             "norm_cross": (host(WIDTH) + 1, host(WIDTH))}  # fmt: skip
+    x = host(len(empty), WIDTH)
+    found = torch_crossing.crossing_of(remembered, mask, empty, [layer])
+    assert isinstance(found, torch_crossing.Absorbed)
+    got = found.plus(x, 0, layer)
+    expected = torch_crossing.Attended(remembered, mask).plus(x, 0, layer)
+    np.testing.assert_allclose(got.numpy(), expected.numpy(), atol=2e-6)
+    np.testing.assert_array_equal(got[torch.tensor(empty)].numpy(), x[torch.tensor(empty)].numpy())
+    long = [tuple(part.repeat(1, 1, 6, 1) for part in remembered[0])]
+    assert isinstance(torch_crossing.crossing_of(long, None, empty, [layer]), torch_crossing.Attended)
+    assert torch_crossing.crossing_of(remembered, mask, [True] * len(empty), [layer]) is None

@@ -32,8 +32,8 @@ def per_step(run: Callable[[Callable[[], None]], object], steps: int) -> float:
     return (times[-1] - times[-1 - steps]) / steps
 
 
-def our_steps(config: MusicGenConfig, weights: dict[str, np.ndarray], steps: int) -> Run:
-    """`generate_codes` of our MLX model, guided."""
+def our_steps(config: MusicGenConfig, weights: dict[str, np.ndarray], steps: int, *, compile: bool) -> Run:
+    """`generate_codes` of our MLX model, guided; compiled, as it is on the CPU from ten seconds on."""
     import mlx.core as mx
 
     from backends.mlx_backend import parameters
@@ -47,7 +47,9 @@ def our_steps(config: MusicGenConfig, weights: dict[str, np.ndarray], steps: int
     frames = steps + 2
 
     def run(tick: Callable[[], None]) -> None:
-        generation.generate_codes(model, frames, said, guidance=GUIDANCE, progress=lambda _count: tick(), compile=False)
+        generation.generate_codes(
+            model, frames, said, guidance=GUIDANCE, progress=lambda _count: tick(), compile=compile
+        )
 
     return lambda: per_step(run, steps)
 

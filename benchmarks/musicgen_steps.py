@@ -5,8 +5,10 @@ transformers' `generate`. Each framework has a process of its own, so that each 
     python -m benchmarks.musicgen_steps --mlx-examples DIR   # a checkout's folder `musicgen`, to time its LM too
 
 Random weights, one prompt of 12 rows with guidance 3.0 (so two rows a step), exact top-k 250, float32. Every round
-times the contestants in turn; medians over the rounds and of the paired ratios are printed. Peak memory is that of a
-process with one contestant, with what it imports and the weights as they were drawn.
+times the contestants in turn; medians over the rounds and of the paired ratios are printed. The linear layers are all
+that the model has; ours takes the condition's rows into two of them, see `musicgen_mlx.crossing`. Peak memory is that
+of a process with one contestant, with what it imports and the weights as they were drawn. MLX's threads are its BLAS's:
+OMP_NUM_THREADS, or OPENBLAS_NUM_THREADS with OpenBLAS.
 """
 
 import statistics
@@ -24,7 +26,7 @@ from musicgen_mlx import initial
 from musicgen_mlx.config import MusicGenConfig, of_scale
 
 PAIRS = {
-    "mlx": (("ours", "linear layers"), ("mlx-examples", "ours")),
+    "mlx": (("ours", "linear layers"), ("ours compiled", "linear layers"), ("mlx-examples", "ours")),
     "torch": (("transformers", "ours"), ("ours", "linear layers")),
 }
 
@@ -81,7 +83,8 @@ def mlx_contestants(config: MusicGenConfig, options: Options) -> dict[str, Make]
     """The runs in MLX of one size: ours, its linear layers, and mlx-examples where its folder is given."""
     weights, folder = initial.tensors(config, 0), options.mlx_examples
     found: dict[str, Make] = {
-        "ours": lambda: contestant.our_steps(config, weights, options.steps),
+        "ours": lambda: contestant.our_steps(config, weights, options.steps, compile=False),
+        "ours compiled": lambda: contestant.our_steps(config, weights, options.steps, compile=True),
         "linear layers": lambda: contestant.linear_layers(config, weights, options.steps),
     }
     if folder is not None:

@@ -114,6 +114,7 @@ class Decoder:
 
     def _chosen(self, logits: mx.array, keys: mx.array, known: mx.array) -> mx.array:
         """Logits (rows, K, V) -> codes (B, K): those that are known, the others chosen."""
+        logits = logits.astype(mx.float32)
         if self.guided:
             said, unsaid = mx.split(logits, 2)
             logits = unsaid + self.guidance * (said - unsaid)

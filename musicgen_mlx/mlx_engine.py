@@ -9,6 +9,7 @@ import mlx.nn as nn
 import numpy as np
 
 from backends.base import Memory
+from backends.errors import InputError
 from backends.mlx_backend import memory
 from backends.mlx_backend.device import on_gpu
 from backends.mlx_backend.sampling import Sampler
@@ -42,8 +43,7 @@ class Engine:
         if dtype is None and not on_gpu():
             model.set_dtype(mx.float32)
         if bits:
-            nn.quantize(model, GROUP, bits, class_predicate=_fits)
-            mx.eval(model.parameters())
+            _quantise(model, bits)
         memory.reset_peak_memory()
         return cls(model)
 
@@ -92,6 +92,15 @@ class AudioStream:
 
     def _joined(self, audio: mx.array | None) -> np.ndarray | None:
         return None if audio is None else np.array(generation.joined(audio, self.channels).astype(mx.float32))
+
+
+def _quantise(model: MusicGen, bits: int) -> None:
+    nn.quantize(model, GROUP, bits, class_predicate=_fits)
+    if not any("scales" in module for module in model.modules()):
+        raise InputError(
+            f"--bits {bits}: no matrix of this model has rows of whole groups of {GROUP} weights; leave it out"
+        )
+    mx.eval(model.parameters())
 
 
 def _fits(_name: str, module: Any) -> bool:

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -22,6 +23,7 @@ from musicgen_mlx.generate import GenerateOptions, main
 from musicgen_mlx.generation import generate_codes
 from musicgen_mlx.known import Window, first_unknown, known_steps, windows
 from musicgen_mlx.load import save_pretrained
+from musicgen_mlx.model import MusicGen
 from musicgen_mlx.mlx_engine import Engine
 from musicgen_mlx.music import Sampling, frames, generate
 from musicgen_mlx.tiny import model
@@ -204,6 +206,18 @@ def test_quantised_weights_and_half_precision():
         assert np.isfinite(made(engine, prompts=["jungle"])).all()
     with pytest.raises(InputError, match="--bits"):
         load_engine("tiny", "torch", "cpu", bits=4)
+    for backend, device in (("torch", "cpu"), ("mlx", None)):
+        with pytest.raises(InputError, match="dtype 'half': expected one of float32, bfloat16, float16"):
+            load_engine("tiny", backend, device, dtype="half")
+
+
+def test_bits_that_quantise_nothing_are_refused(tmp_path):
+    wide = model("none")
+    narrow = MusicGen(replace(wide.config, width=48, heads=3, mlp_width=96))
+    narrow._companions.update(wide._companions)
+    save_pretrained(narrow, tmp_path)
+    with pytest.raises(InputError, match="--bits 4: no matrix of this model has rows of whole groups of 64"):
+        load_engine(tmp_path, "mlx", bits=4)
 
 
 @pytest.mark.parametrize("backend", ["mlx", "torch"])

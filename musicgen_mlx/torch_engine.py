@@ -19,7 +19,6 @@ from musicgen_mlx.growing import Growing
 from musicgen_mlx.music import Sampling
 from musicgen_mlx.text import TextTokenizer
 
-
 DTYPES = {None: torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

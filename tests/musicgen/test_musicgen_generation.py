@@ -23,8 +23,8 @@ from musicgen_mlx.generate import GenerateOptions, main
 from musicgen_mlx.generation import generate_codes
 from musicgen_mlx.known import Window, first_unknown, known_steps, windows
 from musicgen_mlx.load import save_pretrained
-from musicgen_mlx.model import MusicGen
 from musicgen_mlx.mlx_engine import Engine
+from musicgen_mlx.model import MusicGen
 from musicgen_mlx.music import Sampling, frames, generate
 from musicgen_mlx.tiny import model
 

@@ -96,11 +96,13 @@ class _Run:
                     if self._due(self.options.eval_every):
                         self._evaluate()
                     if self._due(self.options.save_every):
-                        self._export(f"step_{self.state.step}")
+                        self._owe(f"step_{self.state.step}")
                     late, signum = self._agree(self._overdue(), interrupted())
                     epoch_done = self.state.position == updates
                     if signum or not epoch_done and (late or self._due(self.options.save_every)):
                         self._save()
+                    elif not epoch_done and not self.state.stopped:
+                        self._export()
                     if signum:
                         self._stop_here(signum)
                     if self.state.stopped:
@@ -120,6 +122,7 @@ class _Run:
             write_text(self.directory / "config.json", json.dumps(self.config, indent=1))
         if self.state.step == 0:
             self._sample()
+        self._export()  # again what the checkpoint owes: the process that saved it may not have come to it
         self.backend.reset_peak_memory()
 
     def _update(self, micro_batches: list[Batch]) -> None:
@@ -166,7 +169,7 @@ class _Run:
     def _end_epoch(self) -> None:
         if not self.options.eval_every:
             self._evaluate()
-        self._export(f"epoch_{self.state.epoch}")
+        self._owe(f"epoch_{self.state.epoch}")
         self.state = replace(self.state, epoch=self.state.epoch + 1, position=0)
         self._save()
 
@@ -184,7 +187,7 @@ class _Run:
     def _judge(self, value: float) -> None:
         if self.state.best is None or value < self.state.best:
             self.state = replace(self.state, best=value, stale=0)
-            self._export("best")
+            self._owe("best")
             return
         self.state = replace(self.state, stale=self.state.stale + 1)
         if self.options.patience and self.state.stale >= self.options.patience:
@@ -198,12 +201,18 @@ class _Run:
             state.save(self.checkpoints, self.backend, self.model, self.task.hooks, self.step, self.state, self.config)
         self.last_save = time.monotonic()
         self.backend.world.barrier()
+        self._export()
 
-    def _export(self, label: str) -> None:
-        if self.chief:
+    def _owe(self, label: str) -> None:
+        self.state = replace(self.state, owed=[*self.state.owed, label])
+
+    def _export(self) -> None:
+        """Write the owed exports; after the checkpoint of their step, which a disk that they fill must not prevent."""
+        for label in self.state.owed if self.chief else ():
             with self.step.averaged():
                 path = self.task.export(self.model, self.directory, label)
             self.state = replace(self.state, exported=path.relative_to(self.directory).as_posix() if path else "")
+        self.state = replace(self.state, owed=[])
 
     def _sample(self) -> None:
         if self.chief:

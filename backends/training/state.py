@@ -28,6 +28,7 @@ class RunState:
     window: Metrics = field(default_factory=dict)
     window_steps: int = 0
     exported: str = ""  # the newest file that the task exported, by its name in the run directory
+    owed: list[str] = field(default_factory=list)  # labels of exports of this step, which follow its checkpoint
     stopped: str = ""  # why the run ended before its last epoch
 
 

@@ -168,6 +168,28 @@ def test_patience_within_an_epoch(side, tmp_path):
     assert saved(tmp_path)[-1] == 9
 
 
+@pytest.mark.parametrize("label", ["best", "epoch_2"])
+def test_a_checkpoint_comes_before_the_exports(side, tmp_path, label):
+    """A disk that an export fills costs no update, and the same command makes up for the export."""
+
+    class Full(ToyTask):
+        def export(self, model, directory, asked):
+            if asked == label and (directory / "net_epoch_1.safetensors").exists():
+                raise InputError("cannot be written")
+            return super().export(model, directory, asked)
+
+    with pytest.raises(InputError, match="cannot be written"):
+        train(side, tmp_path / "full", Full(side), epochs=2)
+    assert saved(tmp_path / "full") == [4, 8]
+    assert not (tmp_path / "full" / "net_epoch_2.safetensors").exists()
+    again, _ = train(side, tmp_path / "full", epochs=2)
+    whole, _ = train(side, tmp_path / "whole", epochs=2)
+    assert (again.step, again.exported.name) == (8, whole.exported.name)
+    for name in ("net_best.safetensors", "net_epoch_2.safetensors"):
+        assert (tmp_path / "full" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    assert logged(tmp_path / "full", "val_loss") == logged(tmp_path / "whole", "val_loss")
+
+
 def test_continued_run_equals_an_uninterrupted_one(side, tmp_path):
     """Five epochs at once, and three then five: parameters bit by bit, the log row by row."""
     _, straight = train(side, tmp_path / "a", epochs=5)

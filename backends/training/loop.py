@@ -97,6 +97,8 @@ class _Run:
                         self._evaluate()
                     if self._due(self.options.save_every):
                         self._owe(f"step_{self.state.step}")
+                    if self.state.stopped:
+                        self._owe(f"epoch_{self.state.epoch}")  # as far as it came
                     late, signum = self._agree(self._overdue(), interrupted())
                     epoch_done = self.state.position == updates
                     if signum or not epoch_done and (late or self._due(self.options.save_every)):

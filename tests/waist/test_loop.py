@@ -162,10 +162,25 @@ def test_patience_stops_and_the_best_is_kept(side, tmp_path):
 
 
 @pytest.mark.usefixtures("worsening")
-def test_patience_within_an_epoch(side, tmp_path):
-    result, _ = train(side, tmp_path, epochs=10, patience=1, eval_every=3)
-    assert result.step == 9
-    assert saved(tmp_path)[-1] == 9
+@pytest.mark.parametrize(
+    ("eval_every", "save_every", "step"), [(3, 0, 9), (3, 3, 9), (4, 0, 12)], ids=["off", "due", "at an epoch's end"]
+)
+def test_patience_within_an_epoch(side, tmp_path, eval_every, save_every, step):
+    """What is exported is the model as it stopped; with more patience the epoch is then trained to its end."""
+    every = {"eval_every": eval_every, "save_every": save_every}
+    result, stopped = train(side, tmp_path, epochs=10, patience=1, **every)
+    assert result.step == step
+    assert saved(tmp_path)[-1] == step
+    assert result.exported == tmp_path / "net_epoch_3.safetensors"
+    assert same(side.backend.to_host(side.backend.read(result.exported)[0]), stopped)
+    again, _ = train(side, tmp_path, epochs=10, patience=1, **every)
+    assert (again.step, again.exported) == (step, result.exported)
+    more, _ = train(side, tmp_path, epochs=3, patience=9, **every)
+    assert (more.step, more.exported) == (12, result.exported)
+    assert same(
+        side.backend.to_host(side.backend.read(result.exported)[0]),
+        train(side, tmp_path / "whole", epochs=3, eval_every=99)[1],
+    )
 
 
 @pytest.mark.parametrize("label", ["best", "epoch_2"])

@@ -18,7 +18,7 @@ from backends.base import AdapterInfo, Arrays, Backend, Leaf, LoRASpec
 from backends.errors import InputError
 from musicgen_mlx.config import MusicGenConfig
 
-NOT_ADAPTED = ("name", "encodec", "t5")  # settings in which the base may differ
+NOT_ADAPTED = ("name", "segment_s", "encodec", "t5")  # settings in which the base may differ
 
 
 class Adapters:

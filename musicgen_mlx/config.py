@@ -89,6 +89,7 @@ class MusicGenConfig:
 
     `condition` says how a condition gets in: "cross" (attention to text), "prepend" (rows of chroma and text before the
     codes, as in melody models) or "none". `channels` is 2 for stereo, whose codebooks alternate between left and right.
+    `segment_s` is how much it was trained on at once (audiocraft's dataset.segment_duration): it knows no later step.
     """
 
     width: int
@@ -102,6 +103,7 @@ class MusicGenConfig:
     text_width: int = 768
     chroma: int = 0
     chroma_frames: int = 0
+    segment_s: float = 30.0
     encodec: EncodecConfig = field(default_factory=EncodecConfig)
     t5: T5Config = field(default_factory=T5Config)
     name: str = ""

@@ -41,9 +41,13 @@ class GenerateOptions:
     output: Path = Path("output.wav")
     """The file to write (.wav, .flac, .ogg or .mp3); several are numbered: output_0.wav, output_1.wav."""
     duration: float = 10.0
-    """Seconds, those of --continue-from included. More than 30 are made by windows of 30 that overlap by 12."""
+    """Seconds, those of --continue-from included."""
     continue_from: Path | None = None
     """A recording that the music begins with and goes on from."""
+    window: float | None = None
+    """Seconds that are made at once; default: as many as the model was trained on, 30 for the published ones."""
+    stride: float | None = None
+    """Seconds by which longer music moves on with each window, the rest is heard again; default: 3/5 of --window."""
     guidance: float = 3.0
     """How strongly the prompt pulls; 1 is not at all, and twice as fast."""
     temperature: float = 1.0
@@ -106,6 +110,8 @@ class GenerateOptions:
             guidance=self.guidance,
             sampling=Sampling(self.temperature, self.top_k, self.top_p),
             continue_from=given,
+            window_s=self.window,
+            stride_s=self.stride,
         )
 
 

@@ -20,8 +20,7 @@ from musicgen_mlx import pattern
 from musicgen_mlx.config import MusicGenConfig
 from musicgen_mlx.known import first_unknown, known_steps, windows
 
-WINDOW_S = 30.0  # what the published models were trained on
-STRIDE_S = 18.0  # how far a longer music moves on with each window: audiocraft's extend_stride
+STRIDE = 3 / 5  # of a window: audiocraft's extend_stride is 18 s of 30
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,9 @@ class Request:
     """What to make. An item's codes depend on its own prompt and seed only, not on its batch.
 
     `prompts` holds a description per item, None for none; `seeds` a seed per item. `duration_s` is the length of all,
-    `continue_from` (samples,) or (samples, 2) included, which is the beginning of every item.
+    `continue_from` (samples,) or (samples, 2) included, which is the beginning of every item. What is longer than
+    `window_s`, by default the segments that the model was trained on, is made by windows that move on by `stride_s`, by
+    default 3/5 of one (audiocraft's max_duration and extend_stride).
     """
 
     prompts: Sequence[str | None]
@@ -76,8 +77,8 @@ class Request:
     guidance: float = 3.0
     sampling: Sampling = Sampling()
     continue_from: np.ndarray | None = None
-    window_s: float = WINDOW_S
-    stride_s: float = STRIDE_S
+    window_s: float | None = None
+    stride_s: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.prompts, str):
@@ -91,8 +92,25 @@ class Request:
             raise InputError(f"duration {self.duration_s}: expected seconds above 0")
         if not 0 <= self.guidance < math.inf:
             raise InputError(f"guidance {self.guidance}: expected a number from 0; 1 is none")
-        if not 0 < self.stride_s < self.window_s < math.inf:
-            raise InputError(f"stride {self.stride_s} s: expected more than 0, less than the {self.window_s} s window")
+        for name, value in (("window", self.window_s), ("stride", self.stride_s)):
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{name} {value}: expected seconds above 0")
+
+    def window_frames(self, config: MusicGenConfig) -> tuple[int, int]:
+        """A window and how far it moves on. Raises InputError where no frame is between them."""
+        hz = config.encodec.frame_hz
+        window_s = config.segment_s if self.window_s is None else self.window_s
+        stride_s = STRIDE * window_s if self.stride_s is None else self.stride_s
+        if stride_s >= window_s:
+            raise InputError(f"stride {stride_s:g} s: expected less than the window, {window_s:g} s")
+        longest, stride = round(window_s * hz), round(stride_s * hz)
+        if self.window_s is None and self.stride_s is None:
+            longest = max(2, longest)  # a model that was trained on single frames makes music too
+            stride = min(max(1, stride), longest - 1)
+        if not 0 < stride < longest:
+            raise InputError(f"window {window_s:g} s, stride {stride_s:g} s: at {hz:g} frames a second no frame is "
+                             "between them")  # fmt: skip
+        return longest, stride
 
 
 def generate(engine: Engine, request: Request, progress: Callable[[int], object] | None = None) -> np.ndarray:
@@ -130,10 +148,7 @@ def frames(engine: Engine, request: Request) -> Iterator[np.ndarray]:
     """The codes (B, K, n) of a request as they become whole, those of `continue_from` first."""
     config, hz = engine.config, engine.config.encodec.frame_hz
     given = _given(engine, request)
-    total, longest, stride = (round(s * hz) for s in (request.duration_s, request.window_s, request.stride_s))
-    if not 0 < stride < longest:
-        raise InputError(f"window {request.window_s:g} s, stride {request.stride_s:g} s: at {hz:g} frames a second no "
-                         "frame is between them")  # fmt: skip
+    total, (longest, stride) = round(request.duration_s * hz), request.window_frames(config)
     if not total:
         raise InputError(f"duration {request.duration_s:g} s: expected at least {1 / hz:g}, one frame")
     if total <= given.shape[2]:

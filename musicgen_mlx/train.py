@@ -114,8 +114,9 @@ def fresh_config(options: MusicGenOptions) -> MusicGenConfig:
     if width % heads or width % 2 or width < 4:
         raise InputError(f"--dim {width} --heads {heads}: expected an even width from 4 on that the heads divide")
     return replace(
-        config, width=width, heads=heads, layers=options.layers or config.layers, mlp_width=4 * width, name=""
-    )
+        config, width=width, heads=heads, layers=options.layers or config.layers, mlp_width=4 * width, name="",
+        segment_s=options.segment_duration,
+    )  # fmt: skip
 
 
 def clips(studio: Studio, world: World, *sides: list[Path]) -> list[list[dataset.Clip]]:

@@ -34,6 +34,7 @@ PUBLISHED: dict[str, Any] = {  # facebook/musicgen-small
     "text_width": 768,
     "chroma": 0,
     "chroma_frames": 0,
+    "segment_s": 30.0,
     "encodec": encodec_settings.PUBLISHED,
     "t5": t5_settings.PUBLISHED,
     "name": "",
@@ -206,6 +207,7 @@ def _from_audiocraft(cfg: Mapping[str, Any]) -> dict[str, Any]:
     if stereo and sides.get("per_timestep"):
         raise ValueError("interleave_stereo_codebooks.per_timestep True is not supported, only False")
     _check_pattern(cfg, lm["n_q"], 2 if stereo else 1)
+    seconds = (cfg.get("dataset") or {}).get("segment_duration")
     return checked(
         {
             "width": lm["dim"],
@@ -215,6 +217,7 @@ def _from_audiocraft(cfg: Mapping[str, Any]) -> dict[str, Any]:
             "codebooks": lm["n_q"],
             "channels": 2 if stereo else 1,
             "entries": lm["card"],
+            **({} if seconds is None else {"segment_s": seconds}),
             **_condition_of(conditioners),
         }
     )

@@ -13,6 +13,10 @@ import numpy as np
 from backends.atomic import sha256, write_atomically
 from backends.errors import InputError
 
+# Raise it with every change of a codec's encoder, or of how recordings are read or cut for it, after which some audio
+# has other codes: those kept from before are then made anew.
+ENCODING = 2
+
 
 def default_cache() -> Path:
     """$AUDIOSMITH_CACHE, else audiosmith in $XDG_CACHE_HOME or ~/.cache."""
@@ -27,7 +31,7 @@ def identity(fingerprint: str, settings: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class CodeCache:
-    """Codes (K, T) of audio files for one codec, under `directory`/codes/<codec identity>/<content hash>.npy."""
+    """Codes (K, T) of audio files for one codec: `directory`/codes/<codec identity>_<ENCODING>/<content hash>.npy."""
 
     encode: Callable[[Path], np.ndarray]
     identity: str
@@ -36,12 +40,17 @@ class CodeCache:
 
     def __call__(self, path: Path) -> np.ndarray:
         """The codes of an audio file, int32 (K, T); encodes it only if its content is new to this codec."""
-        file = self.directory / "codes" / self.identity[:16] / f"{self._content(path)}.npy"
+        file = self.folder / f"{self._content(path)}.npy"
         codes = _read(file)
         if codes is None:
             codes = np.ascontiguousarray(self.encode(path), dtype=np.int32)
             self._keep(file, codes)
         return codes
+
+    @property
+    def folder(self) -> Path:
+        """Where the codes are kept."""
+        return self.directory / "codes" / f"{self.identity[:16]}_{ENCODING}"
 
     def _content(self, path: Path) -> str:
         """The hash of a file's content; one whose size and time are as before is not read again."""

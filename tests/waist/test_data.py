@@ -10,7 +10,7 @@ import pytest
 
 from backends.atomic import write_atomically, write_text
 from backends.data.batching import epoch_batches, in_order, pad_length, pad_stack
-from backends.data.codes import CodeCache, default_cache
+from backends.data.codes import ENCODING, CodeCache, default_cache
 from backends.data.prefetch import prefetch
 from backends.errors import InputError
 from backends.seeds import mix, rng
@@ -142,6 +142,16 @@ def test_a_file_is_hashed_once_and_again_when_it_changes(tmp_path, monkeypatch):
     clip.write_text("three")
     assert cache(clip)[0, 0] == 5
     assert len(hashed) == 2
+
+
+def test_codes_of_an_encoding_that_changed_are_made_anew(tmp_path, monkeypatch):
+    """Neither the codec's weights nor its configuration tell."""
+    clip, made = tmp_path / "a.wav", iter(range(9))
+    clip.write_bytes(b"sound")
+    cache = CodeCache(lambda path: np.full((2, 3), next(made), np.int32), "codec", tmp_path / "cache")
+    assert [cache(clip)[0, 0] for _ in range(2)] == [0, 0]
+    monkeypatch.setattr("backends.data.codes.ENCODING", ENCODING + 1)
+    assert [cache(clip)[0, 0] for _ in range(2)] == [1, 1]
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:40], lambda data: b"", lambda data: b"x" + data[1:]])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from backends.base import OptimSpec
+from backends.data.text import check_text
 from backends.errors import InputError
 from backends.training import launch
 from backends.training.options import TrainOptions
@@ -96,6 +97,7 @@ class MusicGenOptions(TrainOptions):
         for name in ("lora_rank", "sample_duration"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 or more")
+        _check_prompt(self.sample_prompt or "")
         self._exclude()
 
     def _exclude(self) -> None:
@@ -132,6 +134,13 @@ class MusicGenOptions(TrainOptions):
 
     def optim(self) -> OptimSpec:
         return replace(super().optim(), betas=BETAS)
+
+
+def _check_prompt(prompt: str) -> None:
+    try:
+        check_text(prompt)
+    except InputError as error:
+        raise InputError(f"--sample-prompt: {error}") from error
 
 
 def _check_range(options: MusicGenOptions, name: str, low: float, high: float, *, closed: bool = False) -> None:

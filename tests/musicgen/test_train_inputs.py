@@ -158,5 +158,12 @@ def test_every_recording_that_cannot_be_read_is_named(loops, tmp_path, capsys):
     assert "loop4.wav" in error
 
 
+def test_a_prompt_that_is_no_text_is_refused_before_the_work(loops, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(dataset, "clips", pytest.fail)
+    arguments = (*TEXT, "--sample-duration", 0.3, "--sample-prompt", "half \ud800")
+    error = training.fails(capsys, loops, tmp_path, "mlx", *arguments)
+    assert "--sample-prompt: text 'half \\ud800': holds what is no character" in error
+
+
 def test_a_prompt_for_no_sample_is_refused(loops, tmp_path, capsys):
     assert "makes no samples" in training.fails(capsys, loops, tmp_path, "mlx", *TEXT, "--sample-prompt", "bass")

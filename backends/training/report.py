@@ -70,7 +70,7 @@ def _curves(rows: list[dict[str, float]]) -> str:
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper right")  # a fixed place: looking for the best one takes seconds with many points
     return image(drawing, "Loss by step")
 
 

@@ -36,4 +36,4 @@ def draw(axes: Any, counts: np.ndarray) -> None:
         axes.plot(np.arange(1, shares.size + 1), shares, label=label)
     axes.set(xscale="log", yscale="log", xlabel="entries, most frequent first", ylabel="share of the codes")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper right")  # a fixed place: looking for the best one takes seconds with many points

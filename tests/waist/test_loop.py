@@ -15,7 +15,7 @@ from toy import ToyTask, collate, examples
 
 from backends.base import LoRASpec, Sample
 from backends.errors import InputError
-from backends.training import lock, loop, samples
+from backends.training import lock, loop, report, samples, usage
 from backends.training.checkpoints import Checkpoints, damage, seal
 from backends.training.evaluation import validate
 from backends.training.log import read
@@ -506,6 +506,17 @@ def test_exports_may_have_a_folder_of_their_own(side, tmp_path):
     assert result.exported == tmp_path / "last" / "net_epoch_1.safetensors"
     again, _ = train(side, tmp_path, ToyTask(side, exports="last"), epochs=1)
     assert again.exported == result.exported
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [report._curves, lambda rows: usage.section(np.array([[row["step"] for row in rows]]), "a")],
+    ids=["curves", "codebooks"],
+)
+def test_legends_have_a_place(monkeypatch, draw):
+    """Looking for the best one takes seconds with many points, of which matplotlib warns."""
+    monkeypatch.setattr("matplotlib.legend.Legend._find_best_position", pytest.fail)
+    draw([{"step": step, "loss": 1 / step} for step in range(1, 9)])
 
 
 def test_starting_over_forgets_the_samples(side, tmp_path):

@@ -44,7 +44,7 @@ class Decoder:
         self.condition = conditions.both(model, condition) if self.guided and condition is not None else condition
         self.caches: list[KeysValues] = []
         self.taken = self.count = 0
-        self.path = fused_path(model, len(seeds) * (1 + self.guided))
+        self.path = fused_path(model)
         many = self.path is not None and steps >= MANY_STEPS
         self.compile = on_gpu() or (many and compiles_on_cpu()) if compile is None else compile
         self.slots = FEW_SLOTS if self.path and self.compile else SLOTS
@@ -79,12 +79,13 @@ class Decoder:
 
     def _module_steps(self, memory: Memory | None) -> Step:
         """Steps through the model's modules."""
-        step = self._compiled() if self.compile else self._step
+        step = self._compiled() if self.compile else self._bare()._step
         return lambda codes, caches, taken, *rest: step(codes, caches, mx.array(taken), memory, *rest)
 
     def _fused_steps(self, path: FusedPath, memory: Memory | None) -> Step:
         """Steps over fused weights; compiled, they hold the weights and the condition for as long as this run goes."""
-        fused = FusedSteps(path, path.crossing(memory, self.condition), self.guided)
+        rows = len(self.seeds) * (1 + self.guided)
+        fused = FusedSteps(path, rows, memory, self.condition, guided=self.guided)
         choose = self._bare()._chosen
 
         def step(codes: mx.array, caches: list[KeysValues], taken: Taken, keys: mx.array, known: mx.array,

@@ -31,43 +31,34 @@ _ROOT_OF_TAIL = (
 )  # fmt: skip
 
 
-def fused_path(model: MusicGen, rows: int) -> "FusedPath | None":
-    """The path for so many rows and the model as it is now, kept until a weight is replaced.
-
-    None where its modules must be asked.
-    """
+def fused_path(model: MusicGen) -> "FusedPath | None":
+    """The fused weights of the model as it is now, kept until one is replaced; None where its modules must be asked."""
     plain = model.dtype == mx.float32 and not any("scales" in module for _, module in model.named_modules())
     if on_gpu() or not plain or adapters(model):
         return None
     kept = model._companions.get("fused")
     if kept is None or not is_current(model, kept.source):
-        kept = model._companions["fused"] = FusedPath(model, form_for(rows))
-    kept.take(form_for(rows))
+        kept = model._companions["fused"] = FusedPath(model)
     return kept
 
 
 class FusedPath:
-    """Over fused weights, in one form or the other."""
+    """Fused weights, which generations of any number of rows share."""
 
-    def __init__(self, model: MusicGen, form: Form):
+    def __init__(self, model: MusicGen):
         self.config = model.config
         self.joined, self.emb = fuse(model), join(list(model.emb))
-        self.rows = (model.config.entries + 1) * mx.arange(model.config.codebooks)
         self.table = mx.zeros((0, model.config.width))
-        mx.eval(self.emb, self.rows, model.parameters())
+        mx.eval(self.emb, self.table, model.parameters())
         self.source = arrays(model)
-        self.forms: Forms = form(model.config.width)
-        self.weights: Weights = tree_map(self.forms.kept, self.joined)
+        self.forms: dict[Form, tuple[Forms, Weights]] = {}
 
-    def take(self, form: Form) -> None:
-        """Use this form from now on; the weights stay where they are."""
-        if not isinstance(self.forms, form):
-            self.forms = form(self.config.width)
-            self.weights = tree_map(self.forms.kept, self.joined)
-
-    def embed(self, codes: mx.array) -> mx.array:
-        """Codes (B, K) -> the sum of their embeddings (B, D)."""
-        return self.emb[codes + self.rows].sum(axis=1)
+    def formed(self, form: Form) -> tuple[Forms, Weights]:
+        """The form's functions and the weights as they take them, which stay where they are."""
+        if form not in self.forms:
+            made: Forms = form(self.config.width)
+            self.forms[form] = made, tree_map(made.kept, self.joined)
+        return self.forms[form]
 
     def places(self, slots: int) -> mx.array:
         """The sinusoids of at least so many positions, kept: (T, D)."""
@@ -76,16 +67,42 @@ class FusedPath:
             mx.eval(self.table)
         return self.table
 
-    def crossing(self, memory: Memory | None, condition: Condition | None) -> Crossing | None:
-        """How its steps attend to a condition, whose memory this is."""
-        if memory is None or condition is None:
-            return None
-        return crossing_of(memory, condition.empty, self.joined["layers"], self.forms)
 
-    def step(
-        self, x: mx.array, caches: Sequence[KeysValues], start: mx.array, slots: int, mask: mx.array,
-        crossing: Crossing | None,
+class FusedSteps:
+    """The steps of one generation. Where `taken` is a number, shapes follow it; an array of it serves every step."""
+
+    def __init__(self, path: FusedPath, rows: int, memory: Memory | None, condition: Condition | None, *, guided: bool):
+        self.path, self.config, self.guided = path, path.config, guided
+        self.forms, self.weights = path.formed(form_for(rows))
+        self.rows = (self.config.entries + 1) * mx.arange(self.config.codebooks)
+        self.crossing: Crossing | None = None
+        if memory is not None and condition is not None:
+            self.crossing = crossing_of(memory, condition.empty, path.joined["layers"], self.forms)
+
+    def __call__(
+        self, codes: mx.array, caches: Sequence[KeysValues], taken: Taken, padding: mx.array | None,
+        seen: mx.array | None,
     ) -> tuple[mx.array, list[KeysValues]]:  # fmt: skip
+        """A step (B, K) -> logits (rows, K, V) of the next and the caches with it.
+
+        `taken` slots of the caches hold what came before; `seen` (rows, slots) says which of them may be seen, and
+        `padding` (rows, 1) how many of them are no positions.
+        """
+        slots = caches[0][0].shape[2]
+        x = self.path.emb[codes + self.rows].sum(axis=1)
+        x = mx.concatenate([x, x]) if self.guided else x
+        x = x + self.path.places(slots)[taken if padding is None else (taken - padding)[:, 0]]
+        if isinstance(taken, int):
+            slots = taken + 1
+            visible = None if seen is None else seen[:, :slots]
+        else:
+            visible = mx.arange(slots) <= taken if seen is None else (mx.arange(slots) <= taken) & seen
+        mask = mx.zeros((1,)) if visible is None else mx.where(visible, 0.0, -mx.inf)
+        return self._through(x, caches, mx.array(taken), slots, mask.reshape(-1, 1, 1, mask.shape[-1]))
+
+    def _through(
+        self, x: mx.array, caches: Sequence[KeysValues], start: mx.array, slots: int, mask: mx.array
+    ) -> tuple[mx.array, list[KeysValues]]:
         """Embeddings with their positions (rows, D) -> logits (rows, K, V) and the caches with this step at `start`.
 
         `mask` is added to the scores of the caches' first `slots`.
@@ -101,41 +118,12 @@ class FusedPath:
             kept.append((keys, values))
             z = attended(forms, q, keys[:, :, :slots], values[:, :, :slots], mask)
             x = forms.plus_linear(x, z, layer["out"])
-            if crossing is not None:
-                x = crossing.plus(x, index, layer)
+            if self.crossing is not None:
+                x = self.crossing.plus(x, index, layer)
             u = forms.linear(forms.norm(x, layer["norm2"]), layer["up"])
             x = forms.plus_linear(x, gelu(u), layer["down"])
         logits = forms.leave(forms.linear(forms.norm(x, self.weights["norm"]), self.weights["heads"]))
         return logits.reshape(-1, config.codebooks, config.entries), kept
-
-
-class FusedSteps:
-    """The steps of one generation. Where `taken` is a number, shapes follow it; an array of it serves every step."""
-
-    def __init__(self, path: FusedPath, crossing: Crossing | None, guided: bool):
-        self.path, self.crossing, self.guided = path, crossing, guided
-
-    def __call__(
-        self, codes: mx.array, caches: Sequence[KeysValues], taken: Taken, padding: mx.array | None,
-        seen: mx.array | None,
-    ) -> tuple[mx.array, list[KeysValues]]:  # fmt: skip
-        """A step (B, K) -> logits (rows, K, V) of the next and the caches with it.
-
-        `taken` slots of the caches hold what came before; `seen` (rows, slots) says which of them may be seen, and
-        `padding` (rows, 1) how many of them are no positions.
-        """
-        x, slots = self.path.embed(codes), caches[0][0].shape[2]
-        x = mx.concatenate([x, x]) if self.guided else x
-        places = self.path.places(slots)
-        x = x + places[taken if padding is None else (taken - padding)[:, 0]]
-        if isinstance(taken, int):
-            slots = taken + 1
-            visible = None if seen is None else seen[:, :slots]
-        else:
-            visible = mx.arange(slots) <= taken if seen is None else (mx.arange(slots) <= taken) & seen
-        mask = mx.zeros((1,)) if visible is None else mx.where(visible, 0.0, -mx.inf)
-        mask = mask.reshape(-1, 1, 1, mask.shape[-1])
-        return self.path.step(x, caches, mx.array(taken), slots, mask, self.crossing)
 
 
 def gelu(x: mx.array) -> mx.array:

@@ -11,7 +11,8 @@ from musicgen_mlx import condition, torch_crossing
 from musicgen_mlx.crossing import Absorbed, Attended, Crossing, crossing_of
 from musicgen_mlx.forms import Columns, Rows
 from musicgen_mlx.fused import fused_path
-from musicgen_mlx.generation import generate_codes
+from musicgen_mlx.generation import generate_codes, predicted_steps
+from musicgen_mlx.known import known_steps
 from musicgen_mlx.tiny import model as tiny
 
 WIDTH, HEADS, HEAD = 48, 3, 16
@@ -90,7 +91,20 @@ def test_a_generation_makes_its_own_crossing():
     assert (alone[0] != alone[1]).any()
     for one, expected in zip(said * 2, alone * 2, strict=True):
         np.testing.assert_array_equal(np.array(generate_codes(model, 6, one)), expected)
-    assert fused_path(model, 2) is fused_path(model, 2)
+    assert fused_path(model) is fused_path(model)
+
+
+def test_generations_in_either_form_do_not_disturb_each_other(monkeypatch):
+    """One guided item beside a batch of two: with MKL the first holds rows, the second columns."""
+    monkeypatch.setattr("musicgen_mlx.fused.form_for", lambda rows: Rows if rows <= 2 else Columns)
+    model = tiny()
+    said = [condition.from_texts(model, texts) for texts in (["jungle"], ["slow piano", None])]
+    laid = [known_steps(model.config, size, 8) for size in (1, 2)]
+    alone = [[np.array(step) for step in predicted_steps(model, laid[n], said[n], range(n + 1))] for n in (0, 1)]
+    together = zip(*(predicted_steps(model, laid[n], said[n], range(n + 1)) for n in (0, 1)), strict=True)
+    for steps, *expected in zip(together, *alone, strict=True):
+        for step, own in zip(steps, expected, strict=True):
+            np.testing.assert_array_equal(np.array(step), own)
 
 
 def test_a_long_condition_chooses_the_codes_of_the_modules(monkeypatch):

@@ -153,12 +153,11 @@ def test_rows_and_columns_choose_the_codes_of_the_modules(pair, form, compiled, 
     own = generate_codes(pair.ours, 14, **options)
     np.testing.assert_array_equal(np.array(own), np.array(expected))
     path = pair.ours._companions["fused"]
-    assert type(path.forms) is form
     other = Rows if form is Columns else Columns
     monkeypatch.setattr("musicgen_mlx.fused.form_for", lambda _rows: other)
     np.testing.assert_array_equal(np.array(generate_codes(pair.ours, 14, **options)), np.array(expected))
     assert pair.ours._companions["fused"] is path  # taking the other form fuses nothing again
-    assert type(path.forms) is other
+    assert path.forms.keys() >= {Rows, Columns}
 
 
 def their_codes(pair: Pair, rows, frames: int, prompt, guidance: float, batch: int) -> np.ndarray:

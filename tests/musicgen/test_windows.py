@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from weights import converted
 
-from backends import cli
+from backends import cli, get
+from backends.base import LoRASpec
 from backends.errors import InputError
 from backends.layouts import musicgen_settings
 from musicgen_mlx import Request, generate, load_engine, stream_generate
+from musicgen_mlx.adapters import Adapters, put_on
 from musicgen_mlx.config import musicgen_tiny, read_config
 from musicgen_mlx.generate import GenerateOptions, main
 from musicgen_mlx.known import first_unknown
@@ -171,3 +173,12 @@ def test_a_duration_of_audiocrafts_that_is_none_is_refused():
     told = {"xp.cfg": published.xp_cfg(64, 2, 4).replace("segment_duration: 30", "segment_duration: long")}
     with pytest.raises(InputError, match=r"test: its xp.cfg .*segment_s 'long': expected a number above 0"):
         musicgen_settings.read_inside(told, "test")
+
+
+def test_an_adapter_goes_on_its_base_whatever_that_says(tmp_path):
+    """Transformers' copy of a base model says nothing, which is 30 s."""
+    mine = load_engine(tiny_in(tmp_path / "mine", segment_s=5.0), "mlx")
+    adapters = Adapters(get("mlx"), mine.model, mine.config)
+    adapters.put(["layers.0.linear1"], LoRASpec(2, 4.0))
+    adapters.save(tmp_path / "lora_ckpt_last.safetensors", "mine")
+    put_on(load_engine(tiny_in(tmp_path / "other"), "mlx"), tmp_path / "lora_ckpt_last.safetensors")

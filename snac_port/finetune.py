@@ -38,7 +38,7 @@ def finetune(options: FinetuneOptions) -> Result:
     """Train as the options say, or continue the run in their output_dir."""
     backend = get(options.backend, options.device)
     options.check_precision(backend)
-    segments.check_outside(options.output_dir, options.folders())
+    options.check_folders()
     check_early(backend, options.training(), options.settings())
     model: Any = from_pretrained(options.pretrained_model, backend.name, options.device, option="--pretrained-model")
     family, task, same = _task(options, backend, model)

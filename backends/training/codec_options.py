@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from backends.base import Backend, Precision
+from backends.data import segments
 from backends.errors import InputError
 from backends.training import launch
 from backends.training.adversary import AdversaryPlan
@@ -132,6 +133,16 @@ class CodecRunOptions:
     def folders(self) -> dict[str, Path]:
         """The folders of recordings by option."""
         return {"--train-data": self.train_data, "--val-data": self.val_data}
+
+    def check_folders(self) -> None:
+        """Raise InputError where the run would be trained on its own samples, or on what it validates on."""
+        segments.check_outside(self.training().output_dir, self.folders())
+        trained, held_out = ({p.resolve() for p in segments.find(f, option)} for option, f in self.folders().items())
+        if both := trained & held_out:
+            raise InputError(
+                f"--val-data {self.val_data}: {min(both).name} is one of the recordings in --train-data "
+                f"{self.train_data} too, and folders below it count: give folders that are apart"
+            )
 
     def adversary(self) -> AdversaryPlan | None:
         """The adversarial stage, if there is one."""

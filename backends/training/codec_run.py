@@ -45,7 +45,7 @@ def run(opened: Callable[[Backend, str | None, str | None, int], Codec], options
     """
     backend = get(options.backend, options.device)
     options.check_precision(backend)
-    segments.check_outside(options.output_dir, options.folders())
+    options.check_folders()
     check_early(backend, options.training(), options.settings())
     found = opened(backend, options.codec, options.scale, options.seed)
     task, family, identity = _task(found, options, backend)

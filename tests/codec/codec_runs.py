@@ -33,10 +33,11 @@ def short(folder: Path, backend: str, scale: dict) -> dict:
 
 def few(folder: Path) -> dict:
     """Options for runs of two updates an epoch on a few short recordings."""
-    (folder / "few").mkdir()
-    for path in sorted((DATA / "train").glob("*.wav"))[:8]:
-        shutil.copy(path, folder / "few")
-    data = {"train_data": folder / "few", "val_data": folder / "few"}
+    for name, count in (("train", 8), ("val", 4)):
+        (folder / name).mkdir()
+        for path in sorted((DATA / name).glob("*.wav"))[:count]:
+            shutil.copy(path, folder / name)
+    data = {"train_data": folder / "train", "val_data": folder / "val"}
     return {**data, "batch_size": 4, "segment_length": 0.2, "mel_weight": 0.0, "eval_every": 100}
 
 

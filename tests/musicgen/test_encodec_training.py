@@ -208,7 +208,8 @@ def test_random_weights_keep_the_size_of_sound(scale):
         (["--codec", "nowhere/codec"], "nowhere/codec"),
         (["--scale", "tiny", "--epochs", 2], "--quantize-after 500: the run has 2 updates, none of which"),
         (["--scale", "tiny", "--mel-weight", 0, "--mel-clamp", 0.1], "--mel-clamp 0.1: there is no mel term"),
-        (["--scale", "tiny", "--output-dir", DATA / "val" / "run"], "run: is inside --train-data"),
+        (["--scale", "tiny", "--output-dir", DATA / "train" / "run"], "run: is inside --train-data"),
+        (["--scale", "tiny", "--val-data", DATA / "train"], "is one of the recordings in --train-data"),
         (["--scale", "tiny", "--backend", "mlx", "--precision", "bfloat16"], "only for --backend torch"),
         (
             ["--scale", "tiny", "--backend", "torch", "--device", "cpu", "--precision", "bfloat16"],
@@ -217,7 +218,7 @@ def test_random_weights_keep_the_size_of_sound(scale):
     ],
 )
 def test_bad_options_are_refused(tmp_path, capsys, flags, message):
-    data = ["--train-data", DATA / "val", "--val-data", DATA / "val", "--output-dir", tmp_path]
+    data = ["--train-data", DATA / "train", "--val-data", DATA / "val", "--output-dir", tmp_path]
     assert message in refusal(train_codec, TrainCodecOptions, [*data, *flags], capsys)
 
 

@@ -383,11 +383,13 @@ def test_cached_codes_are_of_one_configuration(tmp_path, monkeypatch):
     assert baselines[0] != baselines[1]
 
 
-def test_options_may_not_change_between_a_run_and_its_continuation(trained, model, capsys):
+def test_options_may_not_change_between_a_run_and_its_continuation(trained, model, capsys, tmp_path):
     backend, output = trained
+    shutil.copy(min((RECORDINGS / "val").glob("*.wav")), tmp_path)
     for extra, message in (
         (["--stft_weight", 2.0], "--stft-weight is 2.0"),
-        (["--val_data", RECORDINGS / "train"], ""),
+        (["--val_data", RECORDINGS / "train"], "is one of the recordings in --train-data"),
+        (["--val_data", tmp_path], "--val-data is "),
     ):
         with pytest.raises(SystemExit):
             run(model, output, backend, *extra)

@@ -17,7 +17,7 @@ from backends.adapters import files
 from backends.errors import InputError
 from backends.layouts import convert, musicgen
 from backends.layouts.checkpoint import find, open_checkpoint
-from backends.training import log
+from backends.training import log, loop
 from musicgen_mlx import MusicGen, adapters, condition, initial, music, tiny
 from musicgen_mlx.engines import load_engine
 from musicgen_mlx.generate import GenerateOptions
@@ -166,6 +166,16 @@ def test_a_run_that_was_cut_ends_bit_identical(updates, trained, loops, tmp_path
     assert same(weights(tmp_path / "cut" / "last_model"), weights(whole / "last_model"))
     assert same(weights(tmp_path / "cut" / "best_model"), weights(whole / "best_model"))
     assert losses(tmp_path / "cut") == losses(whole)
+
+
+def test_patience_within_an_epoch_leaves_the_last_model(loops, tmp_path, monkeypatch):
+    values = iter((1.0, 2.0))
+    monkeypatch.setattr(loop, "validate", lambda *_: next(values))
+    arguments = ("--eval-every", 1, "--patience", 1, "--segments-per-recording", 4)
+    run = training.run(loops, tmp_path, "mlx", *PLAIN, *arguments)
+    assert len(losses(run)) == 2
+    one, two = weights(run / "best_model"), weights(run / "last_model")
+    assert not same(one, two)
 
 
 def test_exports_are_averaged_weights(trained, loops, tmp_path):

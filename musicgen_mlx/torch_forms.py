@@ -19,6 +19,7 @@ def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def plus_product(residual: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """`residual` (rows, out) plus `product`."""
     return torch.addmm(residual, x, weight) if _as_rows(x) else residual + product(x, weight)
 
 
@@ -27,4 +28,5 @@ def _as_rows(x: torch.Tensor) -> bool:
 
 
 def normed(x: torch.Tensor, norm: Norm) -> torch.Tensor:
+    """Layer norm of rows (rows, D)."""
     return F.layer_norm(x, x.shape[-1:], *norm)

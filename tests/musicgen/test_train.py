@@ -31,19 +31,6 @@ PLAIN = ("--scale", "xsmall")
 LORA = ("--lora-rank", 4, "--lora-alpha", 8, "--target-modules", "q_proj", "mlp", "heads", "--epochs", 1)
 
 
-@pytest.fixture(scope="module")
-def loops(tmp_path_factory):
-    return training.loops(tmp_path_factory.mktemp("loops") / "data")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """musicgen_tiny on disk."""
-    folder = tmp_path_factory.mktemp("base")
-    save_pretrained(tiny.model(), folder)
-    return folder
-
-
 @pytest.fixture(params=BACKENDS)
 def backend(request):
     return request.param

@@ -21,19 +21,6 @@ TEXT = (*PLAIN, "--conditioner", "text", "--text-encoder", "tiny")
 
 
 @pytest.fixture(scope="module")
-def loops(tmp_path_factory):
-    return training.loops(tmp_path_factory.mktemp("loops") / "data")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """musicgen_tiny on disk."""
-    folder = tmp_path_factory.mktemp("base")
-    save_pretrained(tiny.model(), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def bare(tmp_path_factory):
     """The same without a condition."""
     folder = tmp_path_factory.mktemp("bare")

@@ -26,10 +26,10 @@ def codec_of(model: Any) -> Encodec:
 
 
 def text_encoder_of(model: Any) -> TextEncoder:
-    """The model's text encoder with its tokenizer, fetched at first use."""
+    """The model's text encoder with its tokenizer, read or fetched at first use."""
     kept = model._companions
     if "text_encoder" not in kept:
-        found = sources.fetched_text(model.config.settings())
+        found = kept.pop("found_text", None) or sources.fetched_text(model.config.settings())
         kept["text_encoder"] = text_encoder_from(found.checkpoint, found.tokenizer)
     return kept["text_encoder"]
 

@@ -30,7 +30,7 @@ def from_pretrained(
     `source` may also be a key such as "small" or "stereo-melody" (`names.KEYS`), or "tiny" (made on the spot, random).
     `codec` and `text_encoder` override; `dtype` ("float32", "bfloat16", "float16") converts the model's weights, which
     otherwise keep the file's; codec and text encoder are float32. Raises InputError that names the file and tensor
-    that does not fit.
+    that does not fit. The text encoder's weights are read when a text first needs them.
     """
     if dtype not in (None, *DTYPES):
         raise InputError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
@@ -39,9 +39,7 @@ def from_pretrained(
     model._companions["codec_at"] = found.codec_at
     if found.codec is not None:
         model._companions["codec"] = companions.codec_from(found.codec)
-    if found.text is not None:
-        encoder = companions.text_encoder_from(found.text.checkpoint, found.text.tokenizer)
-        model._companions["text_encoder"] = encoder
+    model._companions["found_text"] = found.text
     if dtype is not None:
         model.set_dtype(getattr(mx, dtype))
     return model

@@ -18,9 +18,7 @@ def engine(found: Found, backend: Backend, *, float32: bool) -> Engine:
     """The model with its codec and text encoder. float16, whose gradients vanish, becomes float32 in any case."""
     model = load.of_checkpoint(found.model)
     model._companions["codec"] = companions.codec_from(found.codec_or_fetched())
-    if found.text is not None:
-        encoder = companions.text_encoder_from(found.text.checkpoint, found.text.tokenizer)
-        model._companions["text_encoder"] = encoder
+    model._companions["found_text"] = found.text
     if float32 or model.dtype == mx.float16:
         model.set_dtype(mx.float32)
     return Engine(model)

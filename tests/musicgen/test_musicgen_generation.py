@@ -19,6 +19,7 @@ from backends.data import audio
 from backends.errors import InputError
 from backends.mlx_backend.sampling import Sampler
 from musicgen_mlx import Request, condition, decode, load_engine, stream_generate
+from musicgen_mlx.companions import text_encoder_of
 from musicgen_mlx.generate import GenerateOptions, main
 from musicgen_mlx.generation import generate_codes
 from musicgen_mlx.known import Window, first_unknown, known_steps, windows
@@ -437,7 +438,7 @@ def test_half_precision_files_are_float32_on_the_cpu(tmp_path):
 def test_codec_and_text_encoder_are_float32_on_both_backends(tmp_path, dtype):
     """Whatever their files are: T5 leaves the range of float16, and half a codec is heard."""
     ours = model()
-    for part in (ours, ours._companions["codec"], ours._companions["text_encoder"].model):
+    for part in (ours, ours._companions["codec"], text_encoder_of(ours).model):
         part.set_dtype(dtype)
     save_pretrained(ours, tmp_path)
     mlx, torch = (load_engine(tmp_path, name, "cpu" if name == "torch" else None) for name in ("mlx", "torch"))
@@ -457,3 +458,14 @@ def test_importing_the_command_leaves_the_function_callable():
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "(1, 3200) True"
+
+
+def test_a_text_encoder_is_read_when_a_text_needs_it(tmp_path):
+    save_pretrained(model(), tmp_path)
+    engine = load_engine(tmp_path, "mlx")
+    silent = codes(engine)
+    assert "text_encoder" not in engine.model._companions
+    said = codes(engine, prompts=["jungle"])
+    assert engine.model._companions["text_encoder"].path == tmp_path / "tokenizer.json"
+    assert (said != silent).any()
+    np.testing.assert_array_equal(said, codes(Engine(model()), prompts=["jungle"]))

@@ -14,7 +14,7 @@ from backends.layouts import musicgen as layouts
 from backends.layouts.rules import to_ours
 from backends.mlx_backend.sampling import Sampler
 from musicgen_mlx import MusicGen, condition, pattern
-from musicgen_mlx.companions import load_text_encoder
+from musicgen_mlx.companions import load_text_encoder, text_encoder_of
 from musicgen_mlx.forms import Columns, Rows
 from musicgen_mlx.fused import gelu
 from musicgen_mlx.generation import decode_audio, encode_audio, generate_codes
@@ -56,7 +56,7 @@ class Pair:
         if not self.has_text:
             return None
         ids, mask = self.ids[rows, :length], self.mask[rows, :length]
-        states = self.ours._companions["text_encoder"].model(mx.array(ids), mx.array(mask))
+        states = text_encoder_of(self.ours).model(mx.array(ids), mx.array(mask))
         return condition.from_states(self.ours, states, mask)
 
     def text(self, rows=slice(None), length: int = 6) -> dict[str, torch.Tensor]:
@@ -220,7 +220,7 @@ def text_states(pair: Pair, rows):
     if not pair.has_text:
         return lambda: None
     mask = pair.mask[rows]
-    states = pair.ours._companions["text_encoder"].model(mx.array(pair.ids[rows]), mx.array(mask))
+    states = text_encoder_of(pair.ours).model(mx.array(pair.ids[rows]), mx.array(mask))
     return lambda: condition.from_states(pair.ours, states, mask)
 
 

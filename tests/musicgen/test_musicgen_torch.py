@@ -14,7 +14,7 @@ from backends.torch_backend.sampling import Sampler as TorchSampler
 from backends.torch_backend.sampling import step_key
 from musicgen_mlx import MusicGen, condition, generation, torch_decode, torch_fused, torch_generation
 from musicgen_mlx import torch_model as door
-from musicgen_mlx.companions import codec_of
+from musicgen_mlx.companions import codec_of, text_encoder_of
 from musicgen_mlx.tiny import TOKENIZER
 
 KINDS = {
@@ -140,7 +140,7 @@ def test_audio_is_the_same(pair):
     encoder = door.text_encoder_of_checkpoint(pair.companions["t5"])
     ids, mask = np.array([[5, 9, 12], [7, 1, 0]]), np.array([[True] * 3, [True, True, False]])
     states = encoder(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask).long()).last_hidden_state
-    own = pair.ours._companions["text_encoder"].model(mx.array(ids), mx.array(mask))
+    own = text_encoder_of(pair.ours).model(mx.array(ids), mx.array(mask))
     np.testing.assert_allclose(np.array(own)[mask], states.detach().numpy()[mask], atol=1e-4)
 
 

@@ -19,6 +19,7 @@ from backends.layouts import convert, musicgen
 from backends.layouts.checkpoint import find, open_checkpoint
 from backends.training import log, loop
 from musicgen_mlx import MusicGen, adapters, condition, initial, music, tiny
+from musicgen_mlx.companions import text_encoder_of
 from musicgen_mlx.engines import load_engine
 from musicgen_mlx.generate import GenerateOptions
 from musicgen_mlx.generation import generate_codes
@@ -274,7 +275,7 @@ def test_the_adapter_is_pefts(adapted, base, tmp_path):
     get("mlx").adapt(ours, info.targets, info.spec)
     files.load_adapter(get("mlx"), ours, path)
     codes = np.random.default_rng(0).integers(0, 65, (2, 4, 9))
-    rows = ours._companions["text_encoder"].tokenizer.encode(["bass", "bass"])
+    rows = text_encoder_of(ours).tokenizer.encode(["bass", "bass"])
     said = condition.from_texts(ours, ["bass", "bass"])
     got = np.array(ours(mx.array(codes), said))
     with torch.inference_mode():

@@ -73,6 +73,10 @@ def _one_line_errors() -> Iterator[None]:
         _fail(str(error))
     except OSError as error:
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
+    except RuntimeError as error:
+        if "temp_directory_path" not in str(error):
+            raise
+        _fail("TMPDIR names no folder, and MLX compiles in the temporary one: set it to a folder, or leave it unset")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

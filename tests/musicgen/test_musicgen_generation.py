@@ -198,6 +198,18 @@ def test_the_compiled_step_is_the_same(path):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=compiling)
 
 
+@pytest.mark.compiles
+def test_a_temporary_folder_that_is_none_is_said_in_one_line(tmp_path):
+    inside = {name: value for name, value in os.environ.items() if name != "MLX_DISABLE_COMPILE"}
+    argv = ["--model", "tiny", "--backend", "mlx", "--prompt", "jungle", "--duration", "0.1"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "musicgen_mlx.generate", *argv, "--output", str(tmp_path / "out.wav")],
+        cwd=ROOT, env={**inside, "TMPDIR": str(tmp_path / "none")}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith("error: TMPDIR names no folder")
+
+
 def test_quantised_weights_and_half_precision():
     for options in ({"bits": 8}, {"bits": 4}, {"dtype": "bfloat16"}, {"dtype": "float16"}):
         engine = load_engine("tiny", "mlx", **options)

@@ -3,6 +3,10 @@
 `get` returns a backend (MLX or PyTorch). Neither framework is imported before it is asked for.
 """
 
+import ctypes
+import sys
+from pathlib import Path
+
 from backends import blas
 from backends.base import Backend
 from backends.errors import InputError, missing_extra
@@ -59,8 +63,20 @@ def _automatic() -> str:
 
 
 def _cuda_is_there() -> bool:
+    """Whether PyTorch has a GPU. Importing it takes a second or more, which a Linux without any driver is spared."""
+    if sys.platform == "linux" and not _driver_is_there():
+        return False
     try:
         import torch
     except ImportError:
         return False
     return torch.cuda.is_available()
+
+
+def _driver_is_there() -> bool:
+    """The library that NVIDIA's driver brings, or the device of AMD's."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Path("/dev/kfd").exists()
+    return True

@@ -111,12 +111,22 @@ def test_get(side):
 def test_auto_is_mlx_with_a_gpu_then_torch_with_cuda_then_mlx(monkeypatch, gpu, cuda, missing, expected):
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu if gpu else mx.cpu))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(backends, "_driver_is_there", lambda: True)
     for name in ("mlx", "torch"):  # this machine has no CUDA device to put the backend on
         monkeypatch.setattr(backends, f"_{name}", lambda _device, name=name: name)
     if missing:
         monkeypatch.setitem(sys.modules, missing, None)  # importing it is an ImportError
     assert backends.get("auto") == expected
     assert backends.get() == expected
+
+
+@pytest.mark.parametrize("driver", [False, True])
+def test_pytorch_is_asked_for_its_gpu_only_where_a_driver_is(monkeypatch, driver):
+    asked = []
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(backends, "_driver_is_there", lambda: driver)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: asked.append(True) or True)
+    assert backends._cuda_is_there() == bool(asked) == driver
 
 
 def test_wrong_names_are_one_line_errors():

@@ -7,15 +7,12 @@ from pathlib import Path
 import mlx.core as mx
 
 from backends.atomic import write_text
-from backends.errors import InputError
 from backends.layouts.checkpoint import Checkpoint
 from backends.mlx_backend import parameters
 from backends.mlx_backend.saving import save
 from musicgen_mlx import companions, sources
 from musicgen_mlx.config import of_settings
 from musicgen_mlx.model import MusicGen
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def from_pretrained(
@@ -32,8 +29,7 @@ def from_pretrained(
     otherwise keep the file's; codec and text encoder are float32. Raises InputError that names the file and tensor
     that does not fit. The text encoder's weights are read when a text first needs them.
     """
-    if dtype not in (None, *DTYPES):
-        raise InputError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    sources.check_dtype(dtype)
     found = sources.found(source, codec, text_encoder)
     model = of_checkpoint(found.model)
     model._companions["codec_at"] = found.codec_at

@@ -14,6 +14,8 @@ from backends.layouts.files import metadata, open_tensors
 from musicgen_mlx import tiny
 from musicgen_mlx.names import CODEC, KEYS, TEXT_ENCODER
 
+DTYPES = ("float32", "bfloat16", "float16")  # which a model's weights can be given
+
 
 @dataclass(frozen=True)
 class Text:
@@ -55,14 +57,22 @@ def found(source: str | Path, codec_source: str | Path | None = None, text_sourc
     one = _tiny() if str(source) == "tiny" else _opened(source)
     own_codec = one.codec if codec_source is None else codec(codec_source)
     own_text = one.text if text_source is None else text(text_source)
+    return fitted(one, own_codec, own_text)
+
+
+def fitted(one: Found, codec: Checkpoint | None, text: Text | None) -> Found:
+    """The model with this codec and text encoder, whose settings its own then have.
+
+    Raises InputError where they do not fit it.
+    """
     settings = dict(one.model.settings)
-    if own_codec is not None:
-        check_codec(settings, own_codec.settings, own_codec.source)
-        settings["encodec"] = own_codec.settings
-    if own_text is not None:
-        check_text(settings, own_text.checkpoint.settings, own_text.checkpoint.source)
-        settings["t5"] = own_text.checkpoint.settings
-    return replace(one, model=replace(one.model, settings=settings), codec=own_codec, text=own_text)
+    if codec is not None:
+        check_codec(settings, codec.settings, codec.source)
+        settings["encodec"] = codec.settings
+    if text is not None:
+        check_text(settings, text.checkpoint.settings, text.checkpoint.source)
+        settings["t5"] = text.checkpoint.settings
+    return replace(one, model=replace(one.model, settings=settings), codec=codec, text=text)
 
 
 def _tiny() -> Found:
@@ -105,6 +115,12 @@ def fetched_text(model: Mapping[str, Any]) -> Text:
                 f"{model['t5'][key]}; name that one: --text-encoder"
             )
     return one
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Raise InputError for a type that is none of `DTYPES`."""
+    if dtype not in (None, *DTYPES):
+        raise InputError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
 
 
 def check_codec(model: Mapping[str, Any], settings: Mapping[str, Any], source: str) -> None:

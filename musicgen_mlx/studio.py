@@ -8,7 +8,6 @@ import importlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,18 +120,12 @@ def from_pretrained(
     Its settings are those of the ones in use. Raises InputError where they do not fit the model.
     """
     found = sources.found(source)
-    settings = dict(found.model.settings)
-    one = _codec(codec) if codec else found.codec_or_fetched()
-    sources.check_codec(settings, one.settings, one.source)
-    settings["encodec"], said = one.settings, None
-    if text_encoder and settings["condition"] == "none":
+    one, text = _codec(codec) if codec else found.codec_or_fetched(), None
+    if found.model.settings["condition"] != "none":
+        text = _text(text_encoder) if text_encoder else found.text_or_fetched()
+    elif text_encoder:
         raise InputError(f"--text-encoder {text_encoder}: --model {source} takes no text: leave it out")
-    if settings["condition"] != "none":
-        said = _text(text_encoder) if text_encoder else found.text_or_fetched()
-        sources.check_text(settings, said.checkpoint.settings, said.checkpoint.source)
-        settings["t5"] = said.checkpoint.settings
-    return Studio(replace(found, model=replace(found.model, settings=settings), codec=one, text=said), backend,
-                  float32=float32)  # fmt: skip
+    return Studio(sources.fitted(found, one, text), backend, float32=float32)
 
 
 def _codec(source: str) -> Checkpoint:

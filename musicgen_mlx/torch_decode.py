@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from backends.torch_backend.sampling import Sampler, step_key
 from musicgen_mlx.known import UNKNOWN
-from musicgen_mlx.torch_crossing import Crossing
+from musicgen_mlx.torch_crossing import Crossing, crossing_of
 from musicgen_mlx.torch_fused import Cache, fused_path
 from musicgen_mlx.torch_model import AnyMusicGen, Condition, MusicGen
 
@@ -126,7 +126,7 @@ class Decoder:
         if self.path is None or self.condition is None or not memory:
             return None
         nothing = [*self.condition.empty, *[True] * (len(self.seeds) * self.guided)]
-        return self.path.crossing(memory, self.mask, nothing)
+        return crossing_of(memory, self.mask, nothing, self.path.layers)
 
     def _make_room(self, x: torch.Tensor, needed: int) -> None:
         have = self.caches[0].shape[3] if self.caches else 0

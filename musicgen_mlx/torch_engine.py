@@ -19,8 +19,6 @@ from musicgen_mlx.growing import Growing
 from musicgen_mlx.music import Sampling
 from musicgen_mlx.text import TextTokenizer
 
-DTYPES = {None: torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 class Engine:
     """A MusicGen with its codec and text encoder, which load when they are first needed."""
@@ -40,13 +38,12 @@ class Engine:
         """As `mlx_engine.Engine.load`, without `bits`."""
         if bits:
             raise InputError("--bits: quantised weights are MLX's; leave it out, or take --backend mlx")
-        if dtype not in DTYPES:
-            raise InputError(f"dtype {dtype!r}: expected one of {', '.join(filter(None, DTYPES))}")
+        sources.check_dtype(dtype)
         found = sources.found(source, codec, text_encoder)
         where = torch.device(device or "cpu")
         model: Any = door.of_checkpoint(found.model)
         memory.reset_peak_memory(where)
-        return cls(model.to(device=where, dtype=DTYPES[dtype]), found)
+        return cls(model.to(device=where, dtype=getattr(torch, dtype or "float32")), found)
 
     @property
     def codec(self) -> Any:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from musicgen_mlx.torch_crossing import Crossing, KeysValues, crossing_of
+from musicgen_mlx.torch_crossing import Crossing
 from musicgen_mlx.torch_forms import Norm, normed, plus_product, product
 
 Cache = torch.Tensor  # of one layer: keys, then values, (2, rows, heads, slots, d)
@@ -43,12 +43,6 @@ class FusedPath:
         self.norm = _norm(decoder.model.decoder.layer_norm)
         self.out = _join(list(decoder.lm_heads))
         self.addresses = _addresses(model)
-
-    def crossing(
-        self, memory: Sequence[KeysValues], mask: torch.Tensor | None, empty: Sequence[bool]
-    ) -> Crossing | None:
-        """How its steps attend to a condition, whose memory this is."""
-        return crossing_of(memory, mask, empty, self.layers)
 
     def step(self, x: torch.Tensor, caches: Sequence[Cache], taken: int, crossing: Crossing | None) -> torch.Tensor:
         """Rows (rows, D) with their positions -> logits (rows, K, V).

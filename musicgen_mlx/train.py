@@ -69,11 +69,7 @@ def recordings(options: MusicGenOptions) -> tuple[list[Path], list[Path]]:
     if options.val_data is None:
         return dataset.split(found, options.val_split)
     held_out = segments.find(options.val_data, "--val-data")
-    if both := {path.resolve() for path in found} & {path.resolve() for path in held_out}:
-        raise InputError(
-            f"--val-data {options.val_data}: {min(both).name} is one of the recordings in --data {options.data} too, "
-            "and folders below it count: give folders that are apart, or --val-split"
-        )
+    segments.check_apart(found, held_out, options.folders(), "give folders that are apart, or --val-split")
     return found, held_out
 
 

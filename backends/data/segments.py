@@ -134,6 +134,16 @@ def check_outside(run: Path, folders: Mapping[str, Path]) -> None:
             )
 
 
+def check_apart(trained: Sequence[Path], held_out: Sequence[Path], folders: Mapping[str, Path], remedy: str) -> None:
+    """Raise InputError where a recording is trained on and validated on; `folders` are {option: folder} of both."""
+    (train_option, train_folder), (val_option, val_folder) = folders.items()
+    if both := {path.resolve() for path in trained} & {path.resolve() for path in held_out}:
+        raise InputError(
+            f"{val_option} {val_folder}: {min(both).name} is one of the recordings in {train_option} {train_folder} "
+            f"too, and folders below it count: {remedy}"
+        )
+
+
 def source(
     paths: Sequence[Path], rate_hz: int, unit_samples: int, units: Callable[[Path], int] | None = None
 ) -> Source:

@@ -136,13 +136,10 @@ class CodecRunOptions:
 
     def check_folders(self) -> None:
         """Raise InputError where the run would be trained on its own samples, or on what it validates on."""
-        segments.check_outside(self.training().output_dir, self.folders())
-        trained, held_out = ({p.resolve() for p in segments.find(f, option)} for option, f in self.folders().items())
-        if both := trained & held_out:
-            raise InputError(
-                f"--val-data {self.val_data}: {min(both).name} is one of the recordings in --train-data "
-                f"{self.train_data} too, and folders below it count: give folders that are apart"
-            )
+        folders = self.folders()
+        segments.check_outside(self.training().output_dir, folders)
+        trained, held_out = (segments.find(folder, option) for option, folder in folders.items())
+        segments.check_apart(trained, held_out, folders, "give folders that are apart")
 
     def adversary(self) -> AdversaryPlan | None:
         """The adversarial stage, if there is one."""

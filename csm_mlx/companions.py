@@ -14,6 +14,7 @@ from backends.errors import InputError
 from backends.layouts import mimi as layouts
 from backends.layouts.checkpoint import Checkpoint, find, open_checkpoint
 from backends.mlx_backend import parameters
+from backends.mlx_backend.files import loaded
 from csm_mlx import tiny
 from csm_mlx.config import mimi_of_settings
 from csm_mlx.mimi import Mimi
@@ -59,7 +60,7 @@ def load_codec(source: str | Path) -> Mimi:
 def codec_from(checkpoint: Checkpoint) -> Mimi:
     """A frozen Mimi from the tensors of any of its layouts."""
     model = Mimi(mimi_of_settings(checkpoint.settings))
-    parameters.load(model, {name: mx.array(value) for name, value in checkpoint.ours.items()})
+    parameters.load(model, loaded(checkpoint.ours))
     mx.eval(model.parameters())
     model.freeze()
     model.eval()

@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from backends.layouts.checkpoint import Checkpoint
 from backends.mlx_backend import parameters
+from backends.mlx_backend.files import loaded
 from musicgen_mlx import sources
 from musicgen_mlx.config import T5Config, encodec_of_settings
 from musicgen_mlx.encodec import Encodec
@@ -57,7 +58,7 @@ def text_encoder_from(checkpoint: Checkpoint, tokenizer: Path) -> TextEncoder:
 
 def _frozen(model: Any, checkpoint: Checkpoint) -> Any:
     """In float32 whatever the file's type, as on PyTorch and in audiocraft: T5 leaves the range of float16."""
-    parameters.load(model, {name: mx.array(value).astype(mx.float32) for name, value in checkpoint.ours.items()})
+    parameters.load(model, {name: value.astype(mx.float32) for name, value in loaded(checkpoint.ours).items()})
     mx.eval(model.parameters())
     model.freeze()
     model.eval()

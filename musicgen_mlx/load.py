@@ -9,6 +9,7 @@ import mlx.core as mx
 from backends.atomic import write_text
 from backends.layouts.checkpoint import Checkpoint
 from backends.mlx_backend import parameters
+from backends.mlx_backend.files import loaded
 from backends.mlx_backend.saving import save
 from musicgen_mlx import companions, sources
 from musicgen_mlx.config import of_settings
@@ -44,7 +45,7 @@ def from_pretrained(
 def of_checkpoint(checkpoint: Checkpoint) -> MusicGen:
     """The model with these weights, in evaluation."""
     model = MusicGen(of_settings(checkpoint.settings))
-    parameters.load(model, {name: mx.array(value) for name, value in checkpoint.ours.items()})
+    parameters.load(model, loaded(checkpoint.ours))
     mx.eval(model.parameters())
     model.eval()
     return model

@@ -31,6 +31,13 @@ _AUDIOCRAFT = {"best_state", "pretrained"}  # tensors with their configuration, 
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
+class Mapped(np.memmap):
+    """A tensor of a file where it lies: arrays of it have this as their `base`."""
+
+    file: BinaryIO
+    name: str
+
+
 class TensorFile(Mapping[str, np.ndarray]):
     """The tensors of one or more safetensors files by name.
 
@@ -51,7 +58,9 @@ class TensorFile(Mapping[str, np.ndarray]):
         file, offset, like = self._places[name]
         if not like.size or offset % like.itemsize:
             return self._where[name].get_tensor(name)
-        return np.asarray(np.memmap(file, like.dtype, "c", offset, like.shape))
+        mapped = Mapped(file, like.dtype, "c", offset, like.shape)
+        mapped.file, mapped.name = file, name
+        return np.asarray(mapped)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
@@ -80,6 +89,15 @@ class TensorFile(Mapping[str, np.ndarray]):
             like = blank(tuple(entry["shape"]), _DTYPES[entry["dtype"]])
             found[name] = file, 8 + size + entry["data_offsets"][0], like
         return found
+
+
+def unchanged(value: np.ndarray) -> Mapped | None:
+    """The tensor of a file that this array is as a whole, in its order; None where it is another or made of it."""
+    base = value.base
+    same = isinstance(base, Mapped) and (value.shape, value.strides, value.dtype) == (
+        base.shape, base.strides, base.dtype,
+    )  # fmt: skip
+    return base if same else None
 
 
 def blank(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:

@@ -12,6 +12,7 @@ import mlx.core as mx
 
 from musicgen_mlx.forms import Forms, attended, heads_of
 from musicgen_mlx.model import Memory
+from musicgen_mlx.thresholds import is_short
 
 Layer = dict[str, Any]  # of `musicgen_mlx.fused.fuse`
 
@@ -31,9 +32,8 @@ def crossing_of(memory: Memory, empty: Sequence[bool], layers: Sequence[Layer], 
     """
     if all(empty):
         return None
-    rows_of_condition, head_width = memory[0][0][0].shape[2:]
-    few = (len(empty) - sum(empty)) * rows_of_condition + any(empty) <= head_width
-    return Absorbed(memory, empty, layers, forms) if few else Attended(memory, forms)
+    shape = memory[0][0][0].shape[2:]
+    return Absorbed(memory, empty, layers, forms) if is_short(empty, *shape) else Attended(memory, forms)
 
 
 class Attended:

@@ -31,7 +31,7 @@ class Decoder:
     """The state of a batch that is being generated: caches of what was read, and what is attended to.
 
     `seeds` holds one seed per item, so that an item's codes do not depend on its batch. `steps` is how many there will
-    be: unless `compile` says, many are compiled on the CPU too.
+    be: on the CPU weights are joined for some, and unless `compile` says, many are compiled.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Decoder:
         self.condition = conditions.both(model, condition) if self.guided and condition is not None else condition
         self.caches: list[KeysValues] = []
         self.taken = self.count = 0
-        self.path = fused_path(model)
+        self.path = fused_path(model, steps)
         many = self.path is not None and steps >= MANY_STEPS
         self.compile = on_gpu() or (many and compiles_on_cpu()) if compile is None else compile
         self.slots = FEW_SLOTS if self.path and self.compile else SLOTS

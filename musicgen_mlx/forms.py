@@ -88,7 +88,7 @@ Form = type[Columns] | type[Rows]
 
 
 def heads_of(forms: Forms, x: mx.array, width: int) -> mx.array:
-    """Activations -> (rows, heads, 1, width); of q, k and v side by side, theirs in turn."""
+    """Activations -> (rows, heads, 1, width)."""
     rows = forms.leave(x)
     return rows.reshape(len(rows), -1, 1, width)
 

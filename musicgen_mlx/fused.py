@@ -1,8 +1,8 @@
 """A step of MusicGen on the CPU in few primitives, float32. Activations are rows or columns (`musicgen_mlx.forms`).
 
-q, k and v are one product, and so are the heads of all codebooks; `mx.fast`'s norm and attention, which fall apart into
-a dozen primitives each on the CPU, are written out. Fused weights share their memory with the model's: `q_proj.weight`
-and its like become views of them.
+`mx.fast`'s norm and attention, which fall apart into a dozen primitives each on the CPU, are written out. Where there
+are steps enough, q, k and v are one product, and so are the heads of all codebooks. Joined weights share their memory
+with the model's: `q_proj.weight` and its like become views of them.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,14 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 from backends.mlx_backend.device import on_gpu
-from backends.mlx_backend.fusing import arrays, is_current, join
+from backends.mlx_backend.fusing import arrays, is_current, parts
 from backends.mlx_backend.lora import adapters
 from musicgen_mlx.attention import KeysValues
 from musicgen_mlx.condition import Condition
 from musicgen_mlx.crossing import Crossing, crossing_of
-from musicgen_mlx.forms import Form, Forms, attended, form_for, heads_of
+from musicgen_mlx.forms import Form, Forms, attended, form_for
 from musicgen_mlx.model import Memory, MusicGen, sinusoids
+from musicgen_mlx.thresholds import joining_pays
 
 Weights = dict[str, Any]
 Taken = int | mx.array  # how many slots of the caches are full
@@ -31,23 +32,26 @@ _ROOT_OF_TAIL = (
 )  # fmt: skip
 
 
-def fused_path(model: MusicGen) -> "FusedPath | None":
-    """The fused weights of the model as it is now, kept until one is replaced; None where its modules must be asked."""
+def fused_path(model: MusicGen, steps: int) -> "FusedPath | None":
+    """The weights of the model as it is now for so many steps; None where its modules must be asked.
+
+    They are kept until one is replaced, or until there are steps enough to join them.
+    """
     plain = model.dtype == mx.float32 and not any("scales" in module for _, module in model.named_modules())
     if on_gpu() or not plain or adapters(model):
         return None
-    kept = model._companions.get("fused")
-    if kept is None or not is_current(model, kept.source):
-        kept = model._companions["fused"] = FusedPath(model)
+    kept, joined = model._companions.get("fused"), joining_pays(model.config.width, steps)
+    if kept is None or (joined and not kept.joined) or not is_current(model, kept.source):
+        kept = model._companions["fused"] = FusedPath(model, joined=joined)
     return kept
 
 
 class FusedPath:
-    """Fused weights, which generations of any number of rows share."""
+    """The weights of a step, which generations of any number of rows share: `joined` or not."""
 
-    def __init__(self, model: MusicGen):
-        self.config = model.config
-        self.joined, self.emb = fuse(model), join(list(model.emb))
+    def __init__(self, model: MusicGen, *, joined: bool):
+        self.config, self.joined = model.config, joined
+        self.weights, self.emb = fuse(model, joined=joined), parts(list(model.emb), joined=joined)
         self.table = mx.zeros((0, model.config.width))
         mx.eval(self.emb, self.table, model.parameters())
         self.source = arrays(model)
@@ -57,7 +61,7 @@ class FusedPath:
         """The form's functions and the weights as they take them, which stay where they are."""
         if form not in self.forms:
             made: Forms = form(self.config.width)
-            self.forms[form] = made, tree_map(made.kept, self.joined)
+            self.forms[form] = made, tree_map(made.kept, self.weights)
         return self.forms[form]
 
     def places(self, slots: int) -> mx.array:
@@ -77,7 +81,7 @@ class FusedSteps:
         self.rows = (self.config.entries + 1) * mx.arange(self.config.codebooks)
         self.crossing: Crossing | None = None
         if memory is not None and condition is not None:
-            self.crossing = crossing_of(memory, condition.empty, path.joined["layers"], self.forms)
+            self.crossing = crossing_of(memory, condition.empty, path.weights["layers"], self.forms)
 
     def __call__(
         self, codes: mx.array, caches: Sequence[KeysValues], taken: Taken, padding: mx.array | None,
@@ -89,7 +93,7 @@ class FusedSteps:
         `padding` (rows, 1) how many of them are no positions.
         """
         slots = caches[0][0].shape[2]
-        x = self.path.emb[codes + self.rows].sum(axis=1)
+        x = self._embedded(codes)
         x = mx.concatenate([x, x]) if self.guided else x
         x = x + self.path.places(slots)[taken if padding is None else (taken - padding)[:, 0]]
         if isinstance(taken, int):
@@ -99,6 +103,15 @@ class FusedSteps:
             visible = mx.arange(slots) <= taken if seen is None else (mx.arange(slots) <= taken) & seen
         mask = mx.zeros((1,)) if visible is None else mx.where(visible, 0.0, -mx.inf)
         return self._through(x, caches, mx.array(taken), slots, mask.reshape(-1, 1, 1, mask.shape[-1]))
+
+    def _embedded(self, codes: mx.array) -> mx.array:
+        """A step (B, K) -> the sum of its embeddings (B, D)."""
+        if len(self.path.emb) == 1:
+            return self.path.emb[0][codes + self.rows].sum(axis=1)
+        x = self.path.emb[0][codes[:, 0]]
+        for k in range(1, self.config.codebooks):
+            x = x + self.path.emb[k][codes[:, k]]
+        return x
 
     def _through(
         self, x: mx.array, caches: Sequence[KeysValues], start: mx.array, slots: int, mask: mx.array
@@ -110,8 +123,8 @@ class FusedSteps:
         config, forms, kept = self.config, self.forms, []
         x = forms.enter(x)
         for index, layer in enumerate(self.weights["layers"]):
-            qkv = forms.linear(forms.norm(x, layer["norm1"]), layer["qkv"])
-            q, k, v = mx.split(heads_of(forms, qkv, config.width // config.heads), 3, axis=1)
+            qkv = _side_by_side(forms, forms.norm(x, layer["norm1"]), layer["qkv"])
+            q, k, v = mx.split(qkv.reshape(len(qkv), -1, 1, config.width // config.heads), 3, axis=1)
             keys, values = caches[index]
             keys = mx.slice_update(keys, k, start, axes=(2,))
             values = mx.slice_update(values, v, start, axes=(2,))
@@ -122,8 +135,14 @@ class FusedSteps:
                 x = self.crossing.plus(x, index, layer)
             u = forms.linear(forms.norm(x, layer["norm2"]), layer["up"])
             x = forms.plus_linear(x, gelu(u), layer["down"])
-        logits = forms.leave(forms.linear(forms.norm(x, self.weights["norm"]), self.weights["heads"]))
+        logits = _side_by_side(forms, forms.norm(x, self.weights["norm"]), self.weights["heads"])
         return logits.reshape(-1, config.codebooks, config.entries), kept
+
+
+def _side_by_side(forms: Forms, x: mx.array, weights: Sequence[mx.array]) -> mx.array:
+    """Activations through each of the linears, as rows (rows, sum of outs)."""
+    rows = [forms.leave(forms.linear(x, weight)) for weight in weights]
+    return rows[0] if len(rows) == 1 else mx.concatenate(rows, axis=1)
 
 
 def gelu(x: mx.array) -> mx.array:
@@ -141,22 +160,22 @@ def gelu(x: mx.array) -> mx.array:
     return mx.maximum(x, 0) - size * tail
 
 
-def fuse(model: MusicGen) -> Weights:
+def fuse(model: MusicGen, *, joined: bool) -> Weights:
     """What a step takes its products with, sharing memory with the model's. Layer by layer: little is held twice."""
     crossing = model.config.condition == "cross"
     weights: Weights = {
-        "layers": [_fused_layer(layer, crossing=crossing) for layer in model.layers],
+        "layers": [_fused_layer(layer, crossing=crossing, joined=joined) for layer in model.layers],
         "norm": (model.out_norm.weight, model.out_norm.bias),
-        "heads": join(list(model.linears)),
+        "heads": parts(list(model.linears), joined=joined),
     }
     mx.eval(weights, model.parameters())
     return weights
 
 
-def _fused_layer(layer: Any, *, crossing: bool) -> Weights:
+def _fused_layer(layer: Any, *, crossing: bool, joined: bool) -> Weights:
     attention, cross = layer.self_attn, layer.cross_attn if crossing else None
     fused: Weights = {
-        "qkv": join([attention.q_proj, attention.k_proj, attention.v_proj]),
+        "qkv": parts([attention.q_proj, attention.k_proj, attention.v_proj], joined=joined),
         "out": attention.out_proj.weight,
         "up": layer.linear1.weight,
         "down": layer.linear2.weight,

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 
+from musicgen_mlx.thresholds import is_short
 from musicgen_mlx.torch_forms import normed, plus_product, product
 
 Layer = dict[str, Any]  # of `musicgen_mlx.torch_fused`: linears as (in, out)
@@ -29,9 +30,8 @@ def crossing_of(
     """
     if all(empty):
         return None
-    rows_of_condition, head_width = memory[0][0].shape[2:]
-    few = (len(empty) - sum(empty)) * rows_of_condition + any(empty) <= head_width
-    return Absorbed(memory, mask, empty, layers) if few else Attended(memory, mask)
+    shape = memory[0][0].shape[2:]
+    return Absorbed(memory, mask, empty, layers) if is_short(empty, *shape) else Attended(memory, mask)
 
 
 class Attended:

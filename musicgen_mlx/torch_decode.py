@@ -22,11 +22,11 @@ SLOTS = 256
 
 
 class Decoder:
-    """The state of a batch that is being generated."""
+    """The state of a batch that is being generated; `steps` is how many there will be."""
 
     def __init__(
         self, model: AnyMusicGen, sampler: Sampler, seeds: Sequence[int], condition: Condition | None = None,
-        guidance: float = 3.0,
+        guidance: float = 3.0, *, steps: int = 0,
     ):  # fmt: skip
         self.model, self.sampler, self.seeds, self.guidance = model, sampler, seeds, guidance
         self.guided = condition is not None and guidance != 1 and not all(condition.empty)
@@ -40,7 +40,7 @@ class Decoder:
         self.crosses = model.shapes.condition == "cross" and condition is not None
         self.caches: list[Cache] = []
         self.taken = self.count = 0
-        self.path = fused_path(model)
+        self.path = fused_path(model, steps)
 
     @torch.inference_mode()
     def start(self, laid: np.ndarray, known: np.ndarray) -> torch.Tensor:

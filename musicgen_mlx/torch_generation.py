@@ -35,7 +35,7 @@ def predicted_steps(
     """Yield the steps (B, K) from the first one that is not wholly known. The next is queued before one is yielded."""
     first, S = first_unknown(laid), laid.shape[2]
     with generating(model):
-        run = Decoder(model, sampler, seeds, condition, guidance)
+        run = Decoder(model, sampler, seeds, condition, guidance, steps=S - first)
         current = run.start(laid[:, :, :first], laid[:, :, first])
         for step in range(first + 1, S + 1):
             following = run.advance(current, laid[:, :, step]) if step < S else current

@@ -58,7 +58,7 @@ class TensorFile(Mapping[str, np.ndarray]):
         file, offset, like = self._places[name]
         if not like.size or offset % like.itemsize:
             return self._where[name].get_tensor(name)
-        mapped = Mapped(file, like.dtype, "c", offset, like.shape)
+        mapped: Any = Mapped(file, like.dtype, "c", offset, like.shape)
         mapped.file, mapped.name = file, name
         return np.asarray(mapped)
 
@@ -94,9 +94,9 @@ class TensorFile(Mapping[str, np.ndarray]):
 def unchanged(value: np.ndarray) -> Mapped | None:
     """The tensor of a file that this array is as a whole, in its order; None where it is another or made of it."""
     base = value.base
-    same = isinstance(base, Mapped) and (value.shape, value.strides, value.dtype) == (
-        base.shape, base.strides, base.dtype,
-    )  # fmt: skip
+    if not isinstance(base, Mapped):
+        return None
+    same = value.shape == base.shape and value.strides == base.strides and value.dtype == base.dtype
     return base if same else None
 
 

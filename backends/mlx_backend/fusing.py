@@ -19,6 +19,11 @@ def join(owners: Sequence[Any]) -> mx.array:
     return joined
 
 
+def parts(owners: Sequence[Any], *, joined: bool) -> list[mx.array]:
+    """The owners' weights: one array that they share, or each its own."""
+    return [join(owners)] if joined else [owner.weight for owner in owners]
+
+
 def arrays(model: nn.Module) -> list[mx.array]:
     """The model's parameters as they are now, for `is_current`."""
     return [cast(mx.array, value) for _, value in tree_flatten(model.parameters())]

@@ -91,7 +91,7 @@ def test_a_generation_makes_its_own_crossing():
     assert (alone[0] != alone[1]).any()
     for one, expected in zip(said * 2, alone * 2, strict=True):
         np.testing.assert_array_equal(np.array(generate_codes(model, 6, one)), expected)
-    assert fused_path(model) is fused_path(model)
+    assert fused_path(model, 6) is fused_path(model, 6)
 
 
 def test_generations_in_either_form_do_not_disturb_each_other(monkeypatch):

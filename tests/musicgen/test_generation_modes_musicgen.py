@@ -78,7 +78,7 @@ def test_generations_share_the_fused_path_of_a_model_in_training_mode():
 @pytest.mark.parametrize("go_on", [MusicGen.train, new_weights])
 def test_training_drops_the_fused_path(go_on):
     model = tiny("none")
-    path = fused_path(model)
+    path = fused_path(model, 3)
     assert isinstance(path, FusedPath)
     dropped = weakref.ref(path)
     del path

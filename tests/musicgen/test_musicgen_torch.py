@@ -90,15 +90,15 @@ def test_fused_steps_are_the_modules_and_follow_the_weights(pair, monkeypatch):
     def both() -> tuple[torch.Tensor, torch.Tensor]:
         fused = torch_generation.generate_codes(model, 12, pair.their, **options)
         with monkeypatch.context() as patched:
-            patched.setattr(torch_decode, "fused_path", lambda _: None)
+            patched.setattr(torch_decode, "fused_path", lambda *_: None)
             return fused, torch_generation.generate_codes(model, 12, pair.their, **options)
 
     before = model.tensors()
     fused, plain = both()
     assert torch.equal(fused, plain)
-    path = torch_fused.fused_path(model)
+    path = torch_fused.fused_path(model, 12)
     assert path is not None
-    assert torch_fused.fused_path(model) is path
+    assert torch_fused.fused_path(model, 12) is path
     assert all((value == before[name]).all() for name, value in model.tensors().items())
     head = model.decoder.lm_heads[0].weight
     kept = head.detach().clone()
@@ -122,7 +122,7 @@ def test_adapted_layers_are_asked(tmp_path):
     model, _ = door.from_pretrained(tmp_path)
     attention = model.decoder.model.decoder.layers[0].self_attn
     attention.q_proj = torch.nn.Sequential(attention.q_proj)
-    assert torch_fused.fused_path(model) is None
+    assert torch_fused.fused_path(model, 12) is None
 
 
 def test_audio_is_the_same(pair):

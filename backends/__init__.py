@@ -10,6 +10,7 @@ from pathlib import Path
 from backends import blas
 from backends.base import Backend
 from backends.errors import InputError, missing_extra
+from backends.importing import imported
 
 __all__ = ["Backend", "InputError", "get"]
 
@@ -44,7 +45,7 @@ def _mlx(device: str | None) -> Backend:
 
 def _torch(device: str | None) -> Backend:
     try:
-        import torch  # noqa: F401
+        imported("torch")
     except ImportError as error:
         raise missing_extra("torch", "torch") from error
     from backends.torch_backend import TorchBackend

@@ -1,6 +1,8 @@
 """Commands from dataclasses: flags, --config files, and one-line errors with exit code 2."""
 
+import atexit
 import contextlib
+import gc
 import inspect
 import io
 import re
@@ -24,6 +26,7 @@ def run(main: Callable[[Options], object], options: type[Options], argv: Sequenc
 
     Bad input ends with one line on standard error and exit code 2. Hyphens and underscores in flags are the same.
     """
+    atexit.register(gc.freeze)  # the end of a process would look through all that PyTorch left, for a second
     argv = sys.argv[1:] if argv is None else list(argv)
     with _one_line_errors():
         parsed = parse(options, argv)

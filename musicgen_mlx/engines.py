@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from backends import get
+from backends.importing import imported
 from musicgen_mlx.music import Engine
 
 
@@ -17,10 +18,6 @@ def load_engine(
     """
     chosen: Any = get(backend, device)
     options: Any = {"codec": codec, "text_encoder": text_encoder, "dtype": dtype, "bits": bits}
-    if chosen.name == "mlx":
-        from musicgen_mlx import mlx_engine
-
-        return mlx_engine.Engine.load(source, **options)
-    from musicgen_mlx import torch_engine
-
-    return torch_engine.Engine.load(source, **options, device=str(chosen.device))
+    if chosen.name == "torch":
+        options["device"] = str(chosen.device)
+    return imported(f"musicgen_mlx.{chosen.name}_engine").Engine.load(source, **options)

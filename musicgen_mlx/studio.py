@@ -4,7 +4,6 @@ What is native is in `musicgen_mlx.mlx_side` and `musicgen_mlx.torch_side`, and 
 """
 
 import hashlib
-import importlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from backends.atomic import write_text
 from backends.base import Backend
 from backends.data.codes import identity
 from backends.errors import InputError
+from backends.importing import imported
 from backends.layouts import files, musicgen
 from backends.layouts.checkpoint import Checkpoint
 from backends.layouts.files import blank
@@ -35,7 +35,7 @@ class Studio:
 
     def __init__(self, found: sources.Found, backend: Backend, *, float32: bool = True):
         self.backend = backend
-        self.side: Any = importlib.import_module(f"musicgen_mlx.{backend.name}_side")
+        self.side: Any = imported(f"musicgen_mlx.{backend.name}_side")
         self.engine: Any = self.side.engine(found, backend, float32=float32)
         self.model, self.config = self.engine.model, self.engine.config
         self.codec, self.text = found.codec_or_fetched(), found.text

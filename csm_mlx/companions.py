@@ -14,7 +14,7 @@ from backends.errors import InputError
 from backends.layouts import mimi as layouts
 from backends.layouts.checkpoint import Checkpoint, find, open_checkpoint
 from backends.mlx_backend import parameters
-from backends.mlx_backend.files import loaded
+from backends.mlx_backend.reading import loaded
 from csm_mlx import tiny
 from csm_mlx.config import mimi_of_settings
 from csm_mlx.mimi import Mimi

@@ -11,7 +11,7 @@ from backends.layouts import csm as layouts
 from backends.layouts.checkpoint import Checkpoint, find, find_companions, open_checkpoint, read
 from backends.layouts.files import open_tensors
 from backends.mlx_backend import parameters
-from backends.mlx_backend.files import loaded
+from backends.mlx_backend.reading import loaded
 from backends.mlx_backend.saving import save
 from csm_mlx import companions, tiny
 from csm_mlx.config import csm_1b, of_settings

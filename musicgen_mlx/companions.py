@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from backends.layouts.checkpoint import Checkpoint
 from backends.mlx_backend import parameters
-from backends.mlx_backend.files import loaded
+from backends.mlx_backend.reading import loaded
 from musicgen_mlx import sources
 from musicgen_mlx.config import T5Config, encodec_of_settings
 from musicgen_mlx.encodec import Encodec

@@ -9,7 +9,7 @@ import mlx.core as mx
 from backends.atomic import write_text
 from backends.layouts.checkpoint import Checkpoint
 from backends.mlx_backend import parameters
-from backends.mlx_backend.files import loaded
+from backends.mlx_backend.reading import loaded
 from backends.mlx_backend.saving import save
 from musicgen_mlx import companions, sources
 from musicgen_mlx.config import of_settings

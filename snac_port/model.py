@@ -14,6 +14,7 @@ import numpy as np
 
 from backends.layouts.checkpoint import Checkpoint
 from backends.mlx_backend import files, parameters
+from backends.mlx_backend.reading import loaded
 from backends.mlx_backend.tiling import over_time
 from snac_port import load
 from snac_port.codec import Codec
@@ -43,7 +44,7 @@ class SNAC(nn.Module, Codec):
     def of_checkpoint(cls, checkpoint: Checkpoint) -> "SNAC":
         """The codec with these weights in float32, ready to encode and decode."""
         model = cls(of_settings(checkpoint.settings))
-        given = {name: value.astype(mx.float32) for name, value in files.loaded(checkpoint.ours).items()}
+        given = {name: value.astype(mx.float32) for name, value in loaded(checkpoint.ours).items()}
         parameters.load(model, given)
         mx.eval(model.parameters())
         model.eval()

@@ -1,10 +1,9 @@
 """safetensors files of MLX arrays."""
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 
 import ml_dtypes
 import mlx.core as mx
@@ -12,7 +11,6 @@ import numpy as np
 
 from backends.base import Arrays
 from backends.errors import InputError
-from backends.layouts.files import unchanged
 
 
 def write(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> None:
@@ -33,34 +31,6 @@ def to_host(arrays: Arrays) -> dict[str, np.ndarray]:
 def from_host(arrays: Mapping[str, np.ndarray]) -> Arrays:
     """NumPy arrays as MLX arrays, which have no negative strides."""
     return {name: mx.array(np.asarray(value, order="C")) for name, value in arrays.items()}
-
-
-def loaded(tensors: Mapping[str, np.ndarray]) -> Arrays:
-    """The tensors in memory as MLX's, which takes twice as long for those that are not as they lie in their file.
-
-    Those that are, MLX reads, with several threads.
-    """
-    found: Arrays = {}
-    opened: dict[str, Arrays] = {}
-    for name, value in tensors.items():
-        mapped = unchanged(value)
-        if mapped is None or not _is_there(mapped.file):
-            found[name] = mx.array(value)
-            continue
-        path = mapped.file.name
-        if path not in opened:
-            opened[path] = cast(Arrays, mx.load(path, format="safetensors"))
-        found[name] = opened[path][mapped.name]
-    mx.eval(found)  # lazily read, they would be the only thread's that loaded them
-    return found
-
-
-def _is_there(file: BinaryIO) -> bool:
-    """Whether an open file's name is still its own."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
-    except OSError:
-        return False
 
 
 def fingerprint(arrays: Arrays) -> str:

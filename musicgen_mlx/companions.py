@@ -3,11 +3,13 @@
 Those that lie beside the weights are used; otherwise the pinned ones (`musicgen_mlx.names`) are fetched when needed.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
+from backends.base import Arrays
 from backends.layouts.checkpoint import Checkpoint
 from backends.mlx_backend import parameters
 from backends.mlx_backend.reading import loaded
@@ -18,11 +20,17 @@ from musicgen_mlx.names import CODEC
 from musicgen_mlx.t5 import T5Encoder, TextEncoder
 
 
-def codec_of(model: Any) -> Encodec:
-    """The model's codec, fetched at first use."""
+def codec_of(model: Any, *, encoding: bool = True) -> Encodec:
+    """The model's codec, read or fetched at first use; its encoder, half of it, only where something needs that."""
     kept = model._companions
     if "codec" not in kept:
-        kept["codec"] = codec_from(sources.fetched_codec(kept.get("codec_at", CODEC), model.config.settings()))
+        found = kept.pop("found_codec", None)
+        found = found or sources.fetched_codec(kept.get("codec_at", CODEC), model.config.settings())
+        half = Encodec(encodec_of_settings(found.settings))
+        kept["codec"], kept["unread"] = _frozen(half, _float32(found, _decodes), strict=False), found
+    if encoding and "unread" in kept:
+        rest = _float32(kept.pop("unread"), lambda name: not _decodes(name))
+        parameters.load(kept["codec"], rest, strict=False)
     return kept["codec"]
 
 
@@ -42,7 +50,7 @@ def load_codec(source: str | Path) -> Encodec:
 
 def codec_from(checkpoint: Checkpoint) -> Encodec:
     """A frozen EnCodec from the tensors of any of its layouts."""
-    return _frozen(Encodec(encodec_of_settings(checkpoint.settings)), checkpoint)
+    return _frozen(Encodec(encodec_of_settings(checkpoint.settings)), _float32(checkpoint))
 
 
 def load_text_encoder(source: str | Path) -> TextEncoder:
@@ -53,13 +61,25 @@ def load_text_encoder(source: str | Path) -> TextEncoder:
 
 def text_encoder_from(checkpoint: Checkpoint, tokenizer: Path) -> TextEncoder:
     """A frozen text encoder from the tensors of any of its layouts."""
-    return TextEncoder(_frozen(T5Encoder(T5Config(**checkpoint.settings)), checkpoint), tokenizer)
+    return TextEncoder(_frozen(T5Encoder(T5Config(**checkpoint.settings)), _float32(checkpoint)), tokenizer)
 
 
-def _frozen(model: Any, checkpoint: Checkpoint) -> Any:
-    """In float32 whatever the file's type, as on PyTorch and in audiocraft: T5 leaves the range of float16."""
-    parameters.load(model, {name: value.astype(mx.float32) for name, value in loaded(checkpoint.ours).items()})
-    mx.eval(model.parameters())
+def _decodes(name: str) -> bool:
+    """Whether decoding takes this tensor of a codec."""
+    return not name.startswith("encoder.")
+
+
+def _float32(checkpoint: Checkpoint, wanted: Callable[[str], bool] = lambda _name: True) -> Arrays:
+    """The wanted tensors in float32 whatever the file's type, as on PyTorch and in audiocraft: T5 leaves the range of
+    float16."""
+    given = loaded({name: checkpoint.ours[name] for name in checkpoint.ours if wanted(name)})
+    found = {name: value.astype(mx.float32) for name, value in given.items()}
+    mx.eval(found)
+    return found
+
+
+def _frozen(model: Any, weights: Arrays, *, strict: bool = True) -> Any:
+    parameters.load(model, weights, strict=strict)
     model.freeze()
     model.eval()
     return model

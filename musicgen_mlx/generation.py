@@ -62,7 +62,7 @@ def predicted_steps(
 def decode_audio(model: MusicGen, codes: mx.array) -> mx.array:
     """Codes (B, K, T) -> audio (B, samples), or (B, samples, 2) for stereo, whose channels the codec takes apart."""
     channels = model.config.channels
-    return joined(codec_of(model).decode(sides(codes, channels)), channels)
+    return joined(codec_of(model, encoding=False).decode(sides(codes, channels)), channels)
 
 
 def sides(codes: mx.array, channels: int) -> mx.array:

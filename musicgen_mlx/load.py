@@ -28,15 +28,13 @@ def from_pretrained(
     `source` may also be a key such as "small" or "stereo-melody" (`names.KEYS`), or "tiny" (made on the spot, random).
     `codec` and `text_encoder` override; `dtype` ("float32", "bfloat16", "float16") converts the model's weights, which
     otherwise keep the file's; codec and text encoder are float32. Raises InputError that names the file and tensor
-    that does not fit. The text encoder's weights are read when a text first needs them.
+    that does not fit. Codec and text encoder are read when they are first needed.
     """
     sources.check_dtype(dtype)
     found = sources.found(source, codec, text_encoder)
     model = of_checkpoint(found.model)
     model._companions["codec_at"] = found.codec_at
-    if found.codec is not None:
-        model._companions["codec"] = companions.codec_from(found.codec)
-    model._companions["found_text"] = found.text
+    model._companions["found_codec"], model._companions["found_text"] = found.codec, found.text
     if dtype is not None:
         model.set_dtype(getattr(mx, dtype))
     return model

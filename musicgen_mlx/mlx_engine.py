@@ -80,7 +80,7 @@ class AudioStream:
     """`musicgen_mlx.encodec.DecodeStream` for a model's codes, stereo ones too."""
 
     def __init__(self, model: MusicGen):
-        self.stream, self.channels = DecodeStream(codec_of(model)), model.config.channels
+        self.stream, self.channels = DecodeStream(codec_of(model, encoding=False)), model.config.channels
 
     def push(self, codes: np.ndarray) -> np.ndarray | None:
         """The next codes (B, K, n) -> the audio that is certain now, (B, samples) or (B, samples, 2)."""

@@ -17,8 +17,7 @@ from musicgen_mlx.sources import Found
 def engine(found: Found, backend: Backend, *, float32: bool) -> Engine:
     """The model with its codec and text encoder. float16, whose gradients vanish, becomes float32 in any case."""
     model = load.of_checkpoint(found.model)
-    model._companions["codec"] = companions.codec_from(found.codec_or_fetched())
-    model._companions["found_text"] = found.text
+    model._companions["found_codec"], model._companions["found_text"] = found.codec_or_fetched(), found.text
     if float32 or model.dtype == mx.float16:
         model.set_dtype(mx.float32)
     return Engine(model)

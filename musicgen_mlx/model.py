@@ -59,6 +59,7 @@ class MusicGen(GenerativeModel):
         if codec is not None:
             heard = companions.load_codec(codec)
             sources.check_codec(self.config.settings(), heard.config.settings(), str(codec))
+            self._companions.pop("unread", None)
             self._companions["codec"], self.config = heard, replace(self.config, encodec=heard.config)
         if text_encoder is not None:
             read = companions.load_text_encoder(text_encoder)

@@ -144,9 +144,14 @@ def rope_wavelengths(head_dim: int, theta: float, scaling: RopeScaling | None) -
 
     Source: torchtune's Llama3ScaledRoPE and transformers' _compute_llama3_parameters.
     """
-    plain = theta ** (mx.arange(0, head_dim, 2, dtype=mx.float32) / head_dim)
-    if scaling is None:
-        return plain
+    found = theta ** (mx.arange(0, head_dim, 2, dtype=mx.float32) / head_dim)
+    if scaling is not None:
+        found = _scaled(found, scaling)
+    mx.eval(found)  # left to a first use, it would be that thread's alone
+    return found
+
+
+def _scaled(plain: mx.array, scaling: RopeScaling) -> mx.array:
     frequency, length = 1.0 / plain, scaling.original_max_position_embeddings
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     blend = mx.clip((length * frequency / (2 * math.pi) - low) / (high - low), 0.0, 1.0)

@@ -62,6 +62,7 @@ class FusedPath:
         if form not in self.forms:
             made: Forms = form(self.config.width)
             self.forms[form] = made, tree_map(made.kept, self.weights)
+            mx.eval(vars(made), self.forms[form][1])
         return self.forms[form]
 
     def places(self, slots: int) -> mx.array:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 
 
@@ -34,6 +35,17 @@ class GenerativeModel(nn.Module):
         self._companions.pop("fused", None)
         super().update(parameters, strict=strict)
         return self
+
+    def load_weights(self, *file_or_weights: Any, **options: Any) -> "GenerativeModel":
+        """Load weights as MLX's own method does, but at once: left to a first use, they are that thread's alone."""
+        super().load_weights(*file_or_weights, **options)
+        mx.eval(self.parameters())
+        return self
+
+    def set_dtype(self, *dtype: Any, **options: Any) -> None:
+        """Convert weights as MLX's own method does, at once for the same reason."""
+        super().set_dtype(*dtype, **options)
+        mx.eval(self.parameters())
 
     @contextmanager
     def generating(self) -> Iterator[None]:

@@ -127,12 +127,14 @@ def adapt(model: nn.Module, names: Iterable[str], spec: LoRASpec, seed: int = 0)
     model.update_modules(
         tree_unflatten([(name, _wrap(modules[name], name, leaves[name], spec, seed)) for name in names])
     )
+    mx.eval(model.trainable_parameters())
 
 
 def fuse(model: nn.Module) -> None:
     """Fold every adapter into its base weight, which stays frozen; a quantised base becomes full precision."""
     folded = [(name, _plain(adapter)) for name, adapter in _adapters(model).items()]
     if folded:
+        mx.eval([module.parameters() for _, module in folded])
         model.update_modules(tree_unflatten(folded))
 
 

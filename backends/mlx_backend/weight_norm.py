@@ -33,9 +33,15 @@ class _Kept:
         self.made: tuple[mx.array, mx.array, mx.array] | None = None
 
     def weight(self, g: mx.array, v: mx.array) -> mx.array:
-        if self.made is None or self.made[0] is not g or self.made[1] is not v:
-            self.made = (g, v, _folded(g, v))
-        return self.made[2]
+        if self.made is not None and self.made[0] is g and self.made[1] is v:
+            return self.made[2]
+        folded = _folded(g, v)
+        try:
+            mx.eval(folded)  # left to a first use, it would be that thread's alone
+        except ValueError:  # a function is being traced, and this weight is the trace's
+            return folded
+        self.made = (g, v, folded)
+        return folded
 
 
 def _norm(v: mx.array) -> mx.array:

@@ -1,0 +1,83 @@
+"""Models that one thread loaded are used by others, as web servers do: MLX evaluates nothing of another thread's."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from csm_mlx import CSM
+from csm_mlx import generate as speak
+from csm_mlx.finetune.lora import apply_lora_to_model, merge_lora_weights
+from musicgen_mlx import Request, load_engine, stream_generate
+from musicgen_mlx import generate as play
+from snac_port import from_pretrained
+
+
+def in_a_thread(work: Callable[[], Any]) -> np.ndarray:
+    """What a thread of its own makes of it."""
+    made, failed = [], []
+
+    def run() -> None:
+        try:
+            made.append(np.array(work()))
+        except RuntimeError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert not failed, failed
+    return made[0]
+
+
+def everywhere(work: Callable[[], Any]) -> None:
+    """Two threads, one after the other, and this one make the same."""
+    first, second = in_a_thread(work), in_a_thread(work)
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first, np.array(work()))
+
+
+def adapted(model: CSM) -> CSM:
+    return apply_lora_to_model(model, rank=2, target_modules=["attn"])
+
+
+def merged(model: CSM) -> CSM:
+    model = adapted(model)
+    for layer in model.backbone.layers:
+        layer.self_attn.q_proj.lora_B = mx.full(layer.self_attn.q_proj.lora_B.shape, 0.1)
+    return merge_lora_weights(model)
+
+
+def from_a_file(model: CSM, folder) -> CSM:
+    model.save_weights(str(folder / "model.safetensors"))
+    model.load_weights(str(folder / "model.safetensors"))
+    return model
+
+
+@pytest.mark.parametrize("change", ["plain", "adapted", "merged", "bfloat16", "loaded"])
+def test_csm(change, tmp_path):
+    model = CSM.from_pretrained("tiny", dtype="bfloat16" if change == "bfloat16" else None)
+    if change in ("adapted", "merged"):
+        model = {"adapted": adapted, "merged": merged}[change](model)
+    if change == "loaded":
+        from_a_file(model, tmp_path)
+    everywhere(lambda: speak(model, text="hi", speaker=0, context=[], max_audio_length_ms=240, seed=0))
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": "bfloat16"}, {"bits": 4}], ids=str)
+def test_musicgen(options):
+    engine = load_engine("tiny", "mlx", **options)
+    heard = 0.1 * np.random.default_rng(0).standard_normal(6400).astype(np.float32)
+    everywhere(lambda: play(engine, Request(["jungle"], [0], 0.2)))
+    everywhere(lambda: np.concatenate(list(stream_generate(engine, Request(["jungle", None], [0, 1], 0.3))), axis=1))
+    everywhere(lambda: play(engine, Request([None], [0], 0.4, continue_from=heard)))
+
+
+def test_snac():
+    codec = from_pretrained("tiny", "mlx")
+    heard = 0.1 * np.random.default_rng(0).standard_normal(24_000).astype(np.float32)
+    everywhere(lambda: codec.encode(heard).levels[-1])
+    everywhere(lambda: codec.decode(codec.encode(heard), seed=0))

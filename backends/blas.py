@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from importlib.abc import MetaPathFinder
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -123,6 +122,8 @@ def _cpu() -> str:
 
 
 def _is_installed(distribution: str) -> bool:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         version(distribution)
     except PackageNotFoundError:

@@ -4,13 +4,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 _REFERENCE = re.compile(r"\$\{([A-Za-z0-9_.]+)\}")
 
 
 def parsed(text: str) -> dict[str, Any]:
     """The configuration with its references resolved. Raises ValueError where it is not a YAML mapping."""
+    import yaml  # when it is needed: only audiocraft's checkpoints do
+
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -22,6 +22,8 @@ def parsed(text: str) -> dict[str, Any]:
 
 def written(content: Mapping[str, Any]) -> str:
     """A configuration as the YAML that audiocraft reads."""
+    import yaml
+
     return yaml.safe_dump(dict(content), sort_keys=False)
 
 

@@ -125,7 +125,8 @@ class CentredConvTranspose1d(WeightNormed):
 
     def __call__(self, x: mx.array, state: State | None = None, key: str = "") -> mx.array:
         assert state is None, "a centred convolution sees whole signals"
-        return upsample1d(mx.pad(x, [(0, 0), (1, 1), (0, 0)]), self.weight, self.bias, stride=self.stride)
+        scaled = mx.pad(x * self.scale, [(0, 0), (1, 1), (0, 0)])
+        return upsample1d(scaled, self.weight_v, self.bias, stride=self.stride)
 
 
 def _padded(x: mx.array, left: int, right: int, mode: str) -> mx.array:

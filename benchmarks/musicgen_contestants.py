@@ -16,6 +16,7 @@ from musicgen_mlx.config import MusicGenConfig
 from musicgen_mlx.known import known_steps
 
 ROWS, GUIDANCE = 12, 3.0  # of the prompt
+JOINING = 500  # steps, ten seconds of music: weights are joined, which fewer are not worth
 
 Run = Callable[[], float]  # seconds per step
 
@@ -33,16 +34,17 @@ def per_step(run: Callable[[Callable[[], None]], object], steps: int) -> float:
 
 
 def our_steps(config: MusicGenConfig, weights: dict[str, np.ndarray], steps: int, *, compile: bool) -> Run:
-    """`generate_codes` of our MLX model, guided; compiled, as it is on the CPU from ten seconds on."""
+    """`generate_codes` of our MLX model, guided, over joined weights; compiled, as it is on the CPU for ten seconds."""
     import mlx.core as mx
 
     from backends.mlx_backend import parameters
-    from musicgen_mlx import condition, generation
+    from musicgen_mlx import condition, fused, generation
     from musicgen_mlx.model import MusicGen
 
     model = MusicGen(config)
     parameters.load(model, {name: mx.array(value) for name, value in weights.items()})
     model.eval()
+    fused.fused_path(model, JOINING)
     said = condition.from_states(model, mx.array(states(config)), np.ones((1, ROWS), bool))
     frames = steps + 2
 
@@ -141,9 +143,10 @@ def torch_condition(model: Any) -> Any:
 
 
 def torch_steps(model: Any, steps: int) -> Run:
-    """The steps of our PyTorch generation, guided."""
-    from musicgen_mlx import torch_generation
+    """The steps of our PyTorch generation, guided, over joined weights."""
+    from musicgen_mlx import torch_fused, torch_generation
 
+    torch_fused.fused_path(model, JOINING)
     said, laid = torch_condition(model), known_steps(model.shapes, 1, steps + 2)
 
     def run(tick: Callable[[], None]) -> None:

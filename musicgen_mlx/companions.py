@@ -3,6 +3,7 @@
 Those that lie beside the weights are used; otherwise the pinned ones (`musicgen_mlx.names`) are fetched when needed.
 """
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,28 +20,35 @@ from musicgen_mlx.encodec import Encodec
 from musicgen_mlx.names import CODEC
 from musicgen_mlx.t5 import T5Encoder, TextEncoder
 
+_READING = threading.Lock()  # of several threads that need a companion, one reads it
+
 
 def codec_of(model: Any, *, encoding: bool = True) -> Encodec:
     """The model's codec, read or fetched at first use; its encoder, half of it, only where something needs that."""
     kept = model._companions
-    if "codec" not in kept:
-        found = kept.pop("found_codec", None)
-        found = found or sources.fetched_codec(kept.get("codec_at", CODEC), model.config.settings())
-        half = Encodec(encodec_of_settings(found.settings))
-        kept["codec"], kept["unread"] = _frozen(half, _float32(found, _decodes), strict=False), found
-    if encoding and "unread" in kept:
-        rest = _float32(kept.pop("unread"), lambda name: not _decodes(name))
-        parameters.load(kept["codec"], rest, strict=False)
-    return kept["codec"]
+    with _READING:
+        if "codec" not in kept:
+            at = kept.get("codec_at", CODEC)
+            found = kept.get("found_codec") or sources.fetched_codec(at, model.config.settings())
+            half = Encodec(encodec_of_settings(found.settings))
+            kept["codec"], kept["unread"] = _frozen(half, _float32(found, _decodes), strict=False), found
+            kept.pop("found_codec", None)
+        if encoding and "unread" in kept:
+            rest = _float32(kept["unread"], lambda name: not _decodes(name))
+            parameters.load(kept["codec"], rest, strict=False)
+            kept.pop("unread")
+        return kept["codec"]
 
 
 def text_encoder_of(model: Any) -> TextEncoder:
     """The model's text encoder with its tokenizer, read or fetched at first use."""
     kept = model._companions
-    if "text_encoder" not in kept:
-        found = kept.pop("found_text", None) or sources.fetched_text(model.config.settings())
-        kept["text_encoder"] = text_encoder_from(found.checkpoint, found.tokenizer)
-    return kept["text_encoder"]
+    with _READING:
+        if "text_encoder" not in kept:
+            found = kept.get("found_text") or sources.fetched_text(model.config.settings())
+            kept["text_encoder"] = text_encoder_from(found.checkpoint, found.tokenizer)
+            kept.pop("found_text", None)
+        return kept["text_encoder"]
 
 
 def load_codec(source: str | Path) -> Encodec:

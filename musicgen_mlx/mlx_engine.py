@@ -41,7 +41,8 @@ class Engine:
         """
         model = load.from_pretrained(source, codec=codec, text_encoder=text_encoder, dtype=dtype)
         if dtype is None and not on_gpu():
-            model.set_dtype(mx.float32)
+            # Quantising evaluates: weight by weight, so that not all are there in float32 at once.
+            (nn.Module.set_dtype if bits else MusicGen.set_dtype)(model, mx.float32)
         if bits:
             _quantise(model, bits)
         memory.reset_peak_memory()

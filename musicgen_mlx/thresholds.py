@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-STEPS_PER_WEIGHT = 4000  # a step over joined weights spares what 4000 of a layer's copied weights cost
+WEIGHTS_PER_STEP = 4000  # a step over joined weights spares what 4000 of a layer's copied weights cost
 
 
 def joining_pays(width: int, steps: int) -> bool:
     """Whether so many steps on a CPU are worth joining weights first, which a model of this width copies for it."""
-    return STEPS_PER_WEIGHT * steps >= width**2
+    return WEIGHTS_PER_STEP * steps >= width**2
 
 
 def is_short(empty: Sequence[bool], rows: int, head_width: int) -> bool:

@@ -1,6 +1,7 @@
 """Models that one thread loaded are used by others, as web servers do: MLX evaluates nothing of another thread's."""
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 from csm_mlx import CSM
 from csm_mlx import generate as speak
 from csm_mlx.finetune.lora import apply_lora_to_model, merge_lora_weights
-from musicgen_mlx import Request, load_engine, stream_generate
+from musicgen_mlx import Request, companions, load_engine, stream_generate
 from musicgen_mlx import generate as play
+from musicgen_mlx.load import save_pretrained
+from musicgen_mlx.tiny import model as tiny
 from snac_port import from_pretrained
 
 
@@ -74,6 +77,52 @@ def test_musicgen(options):
     everywhere(lambda: play(engine, Request(["jungle"], [0], 0.2)))
     everywhere(lambda: np.concatenate(list(stream_generate(engine, Request(["jungle", None], [0, 1], 0.3))), axis=1))
     everywhere(lambda: play(engine, Request([None], [0], 0.4, continue_from=heard)))
+
+
+def test_a_codec_that_several_threads_need_at_once_is_read_once(monkeypatch, tmp_path):
+    """The first codec is slow to come; nobody takes half of it, or another one."""
+    save_pretrained(tiny(), tmp_path)
+    read = companions._float32
+    calls = []
+
+    def slow(*arguments):
+        calls.append(arguments)
+        time.sleep(0.2)
+        return read(*arguments)
+
+    monkeypatch.setattr(companions, "_float32", slow)
+    engine = load_engine(tmp_path, "mlx")
+    sound = 0.1 * np.random.default_rng(0).standard_normal((1, 6400)).astype(np.float32)
+    found: list[np.ndarray] = []
+    threads = [threading.Thread(target=lambda: found.append(engine.encode(sound))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 2  # what decodes, and what encodes
+    assert len(found) == 3
+    expected = load_engine(tmp_path, "mlx").encode(sound)
+    assert all((codes == expected).all() for codes in found)
+
+
+@pytest.mark.parametrize("reads", [1, 2])
+def test_a_codec_whose_reading_was_interrupted_is_read_again(reads, monkeypatch, tmp_path):
+    save_pretrained(tiny(), tmp_path)
+    read, calls = companions._float32, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == reads:
+            raise KeyboardInterrupt
+        return read(*arguments)
+
+    sound = 0.1 * np.random.default_rng(0).standard_normal((1, 6400)).astype(np.float32)
+    expected = load_engine(tmp_path, "mlx").encode(sound)
+    engine = load_engine(tmp_path, "mlx")
+    monkeypatch.setattr(companions, "_float32", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.encode(sound)
+    np.testing.assert_array_equal(engine.encode(sound), expected)
 
 
 def test_snac():

@@ -43,10 +43,7 @@ def fingerprint(arrays: Arrays) -> str:
 
 
 def read(path: Path) -> tuple[Arrays, dict[str, str]]:
-    """Read a file fully into memory.
-
-    `mx.load` is lazy and reads the path again when evaluated, so a file replaced in between would be read instead.
-    """
+    """Read a file fully into memory: what `mx.load` leaves to the first use is that thread's alone."""
     try:
         arrays, metadata = cast(tuple[Arrays, dict[str, str]], mx.load(str(path), return_metadata=True))
         mx.eval(arrays)

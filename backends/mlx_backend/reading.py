@@ -14,7 +14,8 @@ from backends.layouts.files import unchanged
 def loaded(tensors: Mapping[str, np.ndarray]) -> Arrays:
     """The tensors in memory, as MLX's.
 
-    Those that are as they lie in their file MLX reads, with several threads: in half of the time that copies take.
+    Those that are as they lie in their file MLX reads, with several threads: in half of the time that copies take. An
+    array of a file that was written to since it was looked up counts as the file's.
     """
     found: Arrays = {}
     opened: dict[BinaryIO, Arrays] = {}
@@ -36,5 +37,5 @@ def _opened(file: BinaryIO) -> Arrays:
     try:
         arrays = cast(Arrays, mx.load(file.name, format="safetensors"))
         return arrays if os.path.samestat(os.fstat(file.fileno()), os.stat(file.name)) else {}
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, ValueError):  # a closed file is a ValueError
         return {}

@@ -46,8 +46,9 @@ class _Kept:
         self.made: tuple[mx.array, Make, mx.array, mx.array] | None = None
 
     def of(self, make: Make, g: mx.array, v: mx.array) -> mx.array:
-        if self.made is not None and all(a is b for a, b in zip(self.made[1:], (make, g, v), strict=True)):
-            return self.made[0]
+        kept = self.made  # another thread may replace it
+        if kept is not None and all(a is b for a, b in zip(kept[1:], (make, g, v), strict=True)):
+            return kept[0]
         made = make(g, v)
         try:
             mx.eval(made)  # left to a first use, it would be that thread's alone

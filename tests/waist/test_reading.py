@@ -63,3 +63,8 @@ def test_another_thread_may_use_them(file):
     thread.start()
     thread.join()
     np.testing.assert_allclose(sums, ARRAYS["single"].sum(), rtol=1e-5)
+
+
+def test_a_file_that_was_closed_is_copied(tmp_path):
+    given = dict(TensorFile(write(tmp_path / "model.safetensors", ARRAYS)))
+    check(reading.loaded(given), ARRAYS)

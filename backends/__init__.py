@@ -68,10 +68,9 @@ def _cuda_is_there() -> bool:
     if sys.platform == "linux" and not _driver_is_there():
         return False
     try:
-        import torch
+        return imported("torch").cuda.is_available()
     except ImportError:
         return False
-    return torch.cuda.is_available()
 
 
 def _driver_is_there() -> bool:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
 from backends import hub
 from backends.errors import InputError
 from backends.layouts import mimi as layouts
@@ -61,7 +59,6 @@ def codec_from(checkpoint: Checkpoint) -> Mimi:
     """A frozen Mimi from the tensors of any of its layouts."""
     model = Mimi(mimi_of_settings(checkpoint.settings))
     parameters.load(model, loaded(checkpoint.ours))
-    mx.eval(model.parameters())
     model.freeze()
     model.eval()
     return model

@@ -80,10 +80,7 @@ def _decodes(name: str) -> bool:
 def _float32(checkpoint: Checkpoint, wanted: Callable[[str], bool] = lambda _name: True) -> Arrays:
     """The wanted tensors in float32 whatever the file's type, as on PyTorch and in audiocraft: T5 leaves the range of
     float16."""
-    given = loaded({name: checkpoint.ours[name] for name in checkpoint.ours if wanted(name)})
-    found = {name: value.astype(mx.float32) for name, value in given.items()}
-    mx.eval(found)
-    return found
+    return loaded({name: checkpoint.ours[name] for name in checkpoint.ours if wanted(name)}, mx.float32)
 
 
 def _frozen(model: Any, weights: Arrays, *, strict: bool = True) -> Any:

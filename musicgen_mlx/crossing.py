@@ -45,8 +45,10 @@ class Attended:
 
     def plus(self, x: mx.array, index: int, layer: Layer) -> mx.array:
         forms, (keys, values) = self.forms, self.layers[index]
-        q = heads_of(forms, forms.linear(forms.norm(x, layer["norm_cross"]), layer["cross_q"]), keys.shape[-1])
-        return forms.plus_linear(x, attended(forms, q, keys, values, self.mask), layer["cross_out"])
+        q = forms.leave(forms.linear(forms.norm(x, layer["norm_cross"]), layer["cross_q"]))
+        return forms.plus_linear(
+            x, attended(forms, heads_of(q, keys.shape[-1]), keys, values, self.mask), layer["cross_out"]
+        )
 
 
 class Absorbed:

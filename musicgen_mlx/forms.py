@@ -87,9 +87,8 @@ class Rows:
 Form = type[Columns] | type[Rows]
 
 
-def heads_of(forms: Forms, x: mx.array, width: int) -> mx.array:
-    """Activations -> (rows, heads, 1, width)."""
-    rows = forms.leave(x)
+def heads_of(rows: mx.array, width: int) -> mx.array:
+    """Rows (rows, heads width) -> (rows, heads, 1, width)."""
     return rows.reshape(len(rows), -1, 1, width)
 
 

@@ -17,7 +17,7 @@ from backends.mlx_backend.lora import adapters
 from musicgen_mlx.attention import KeysValues
 from musicgen_mlx.condition import Condition
 from musicgen_mlx.crossing import Crossing, crossing_of
-from musicgen_mlx.forms import Form, Forms, attended, form_for
+from musicgen_mlx.forms import Form, Forms, attended, form_for, heads_of
 from musicgen_mlx.model import Memory, MusicGen, sinusoids
 from musicgen_mlx.thresholds import joining_pays
 
@@ -125,7 +125,7 @@ class FusedSteps:
         x = forms.enter(x)
         for index, layer in enumerate(self.weights["layers"]):
             qkv = _side_by_side(forms, forms.norm(x, layer["norm1"]), layer["qkv"])
-            q, k, v = mx.split(qkv.reshape(len(qkv), -1, 1, config.width // config.heads), 3, axis=1)
+            q, k, v = mx.split(heads_of(qkv, config.width // config.heads), 3, axis=1)
             keys, values = caches[index]
             keys = mx.slice_update(keys, k, start, axes=(2,))
             values = mx.slice_update(values, v, start, axes=(2,))

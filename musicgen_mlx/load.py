@@ -44,7 +44,6 @@ def of_checkpoint(checkpoint: Checkpoint) -> MusicGen:
     """The model with these weights, in evaluation."""
     model = MusicGen(of_settings(checkpoint.settings))
     parameters.load(model, loaded(checkpoint.ours))
-    mx.eval(model.parameters())
     model.eval()
     return model
 

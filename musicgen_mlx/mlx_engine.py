@@ -41,10 +41,11 @@ class Engine:
         """
         model = load.from_pretrained(source, codec=codec, text_encoder=text_encoder, dtype=dtype)
         if dtype is None and not on_gpu():
-            # Quantising evaluates: weight by weight, so that not all are there in float32 at once.
-            (nn.Module.set_dtype if bits else MusicGen.set_dtype)(model, mx.float32)
+            # Lazily: of what is quantised not all need be there in float32 at once.
+            nn.Module.set_dtype(model, mx.float32)
         if bits:
             _quantise(model, bits)
+        mx.eval(model.parameters())
         memory.reset_peak_memory()
         return cls(model)
 
@@ -101,7 +102,6 @@ def _quantise(model: MusicGen, bits: int) -> None:
         raise InputError(
             f"--bits {bits}: no matrix of this model has rows of whole groups of {GROUP} weights; leave it out"
         )
-    mx.eval(model.parameters())
 
 
 def _fits(_name: str, module: Any) -> bool:

@@ -44,9 +44,7 @@ class SNAC(nn.Module, Codec):
     def of_checkpoint(cls, checkpoint: Checkpoint) -> "SNAC":
         """The codec with these weights in float32, ready to encode and decode."""
         model = cls(of_settings(checkpoint.settings))
-        given = {name: value.astype(mx.float32) for name, value in loaded(checkpoint.ours).items()}
-        parameters.load(model, given)
-        mx.eval(model.parameters())
+        parameters.load(model, loaded(checkpoint.ours, mx.float32))
         model.eval()
         return model
 

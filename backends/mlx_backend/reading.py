@@ -11,8 +11,8 @@ from backends.base import Arrays
 from backends.layouts.files import unchanged
 
 
-def loaded(tensors: Mapping[str, np.ndarray]) -> Arrays:
-    """The tensors in memory, as MLX's.
+def loaded(tensors: Mapping[str, np.ndarray], dtype: mx.Dtype | None = None) -> Arrays:
+    """The tensors in memory, as MLX's, converted where a `dtype` is given.
 
     Those that are as they lie in their file MLX reads, with several threads: in half of the time that copies take. An
     array of a file that was written to since it was looked up counts as the file's.
@@ -28,6 +28,8 @@ def loaded(tensors: Mapping[str, np.ndarray]) -> Arrays:
             opened[mapped.file] = _opened(mapped.file)
         read = opened[mapped.file].get(mapped.name)
         found[name] = mx.array(value) if read is None else read
+    if dtype is not None:
+        found = {name: value.astype(dtype) for name, value in found.items()}
     mx.eval(found)  # until then only the thread that opened the file could read it
     return found
 

@@ -4,6 +4,8 @@ import numpy as np
 
 LARGEST = 2**32 - 1  # of a key; only the lower 32 bits of larger ones, and of negative ones, count
 
+_LEAST = np.float32(2**-25)  # half of the least number that is drawn besides 0, which has no logarithm
+
 
 def mix(*keys: int) -> int:
     """A 63-bit seed that depends on every key, e.g. mix(seed, step, rank)."""
@@ -13,3 +15,9 @@ def mix(*keys: int) -> int:
 def rng(*keys: int) -> np.random.Generator:
     """A NumPy generator for the stream named by `keys`."""
     return np.random.default_rng(np.random.SeedSequence([key & LARGEST for key in keys]))
+
+
+def gumbel(shape: tuple[int, ...], *keys: int) -> np.ndarray:
+    """Gumbel noise, float32, from the stream named by `keys`: -log(-log u). Of no more than 16.6."""
+    drawn = rng(*keys).random(shape, dtype=np.float32)
+    return -np.log(-np.log(np.maximum(drawn, _LEAST)))

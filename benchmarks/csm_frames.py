@@ -225,11 +225,11 @@ def our_primitives(model: CSM) -> int:
     run = FrameRun(model, Sampler(), (), seed=0, compile=False)
     frame = run.start(*prompt(model.config))
 
-    def step(frame: mx.array, key: mx.array, *caches: mx.array) -> list[mx.array]:
-        following, new = run.path.step(frame, list(caches), run.taken, run._picker(key))
+    def step(frame: mx.array, noise: mx.array, *caches: mx.array) -> list[mx.array]:
+        following, new = run.path.step(frame, list(caches), run.taken, run._picker(noise))
         return [following, following.any(), *new]
 
-    return count(step, frame, mx.random.key(0), *run.caches)
+    return count(step, frame, run._noise(), *run.caches)
 
 
 def their_primitives(model: CSM) -> int:

@@ -4,7 +4,8 @@
 
 Random weights of the published sizes, unconditional music, several samples at once, float32. A cold start is a process
 from its beginning to its WAV files: for ours `python -m musicgen_mlx.generate`, on MLX and on PyTorch; for transformers
-a script that loads the same weights in its own layout and calls `generate`.
+a script that loads the same weights in its own layout and calls `generate`. The files are in the machine's cache, and
+so is memory (`--touch`): MLX reads weights into new pages, where PyTorch maps the cached file.
 """
 
 import json
@@ -27,7 +28,7 @@ from backends.layouts.checkpoint import Checkpoint
 from backends.layouts.files import blank
 from backends.layouts.rules import Lazy
 from backends.seeds import rng
-from benchmarks.one_process import Cost, cost
+from benchmarks.one_process import Cost, cost, touch_memory
 from musicgen_mlx import codec_task, studio
 from musicgen_mlx.config import MusicGenConfig, of_scale
 from musicgen_mlx.tiny import TOKENIZER
@@ -46,6 +47,8 @@ class Options:
     """Seconds of each."""
     rounds: int = 3
     """Rounds, of which medians are taken."""
+    touch: float = 4.0
+    """GB of memory that another process writes to and gives back before each start; 0: none."""
     picture: Path | None = None
     """A PNG to draw both comparisons into."""
     only: Literal["micro", "small"] | None = None
@@ -111,6 +114,7 @@ def cold_starts(options: Options, folder: Path, size: str) -> dict[str, list[Cos
             ours = ["musicgen_mlx.generate", "--model", str(folder), "--backend", name, "--guidance", "1",
                     "--output", str(folder / f"{name}.wav"), *common]  # fmt: skip
             theirs = ["benchmarks.musicgen_sizes", "--only", size, "--weights", str(folder / "theirs"), *common]
+            touch_memory(round(1e9 * options.touch))
             found[name].append(cost(sys.executable, "-m", *(theirs if name == "transformers" else ours)))
     return found
 

@@ -12,11 +12,10 @@ import numpy as np
 from backends.errors import InputError
 from backends.mlx_backend.device import on_gpu
 from backends.mlx_backend.lora import adapters
-from backends.mlx_backend.sampling import Sampler, step_key
+from backends.mlx_backend.sampling import Sampler
 from backends.seeds import mix
 from csm_mlx import tokens
 from csm_mlx.companions import codec_of, tokenizer_of
-from csm_mlx.config import CSMConfig
 from csm_mlx.decode import Caches, FramePath, Pick, frame_path
 from csm_mlx.model import CSM
 from csm_mlx.tokens import Segment
@@ -165,17 +164,17 @@ class FrameRun:
         inputs = self.model.embed(mx.array(rows)[None], mx.array(is_audio)[None])
         hidden, self.caches = _read_prompt(self.model, inputs, slots)
         self.taken = T
-        return self._queued(self.path.frame(hidden, self._picker(self._key())))
+        return self._queued(self.path.frame(hidden, self._picker(self._noise())))
 
     def advance(self, frame: mx.array) -> mx.array:
         """Feed a frame (1, K) back and return the next one."""
         if self.taken == self.caches[0].shape[2]:
             self.caches = [_grown(cache) for cache in self.caches]
-        key = self._key()
+        noise = self._noise()
         if self.compiled is not None:
-            frame, self.caches = self.compiled(frame, self.caches, mx.array(self.taken), key)
+            frame, self.caches = self.compiled(frame, self.caches, mx.array(self.taken), noise)
         else:
-            frame, self.caches = self.path.step(frame, self.caches, self.taken, self._picker(key))
+            frame, self.caches = self.path.step(frame, self.caches, self.taken, self._picker(noise))
         self.taken += 1
         return self._queued(frame)
 
@@ -185,12 +184,14 @@ class FrameRun:
             self.history.append(frame[:, :1])
         return frame
 
-    def _key(self) -> mx.array:
+    def _noise(self) -> mx.array:
+        """The next frame's (K, entries); of no columns where none is taken."""
         self.count += 1
-        return step_key(self.seed, self.count)
+        drawing, config = self.sampler if isinstance(self.sampler, Sampler) else Sampler(0), self.model.config
+        return drawing.noise((config.codebooks, config.mimi.entries), [self.seed], self.count)[0]
 
-    def _picker(self, key: mx.array) -> Pick:
-        pick = picker(self.model.config, self.sampler, key)
+    def _picker(self, noise: mx.array) -> Pick:
+        pick = picker(self.sampler, noise)
 
         def processed(logits: mx.array, codebook: int) -> mx.array:
             if codebook == 0:
@@ -207,12 +208,12 @@ def compiled_step(model: CSM, path: FramePath, sampler: Any) -> Callable[..., tu
     key = (type(path), sampler, tuple(adapters(model).items()))
     kept = model._companions.setdefault("steps", {})
     if key not in kept:
-        bare, config = path.without_weights(), model.config
+        bare = path.without_weights()
 
         def step(
-            inputs: Any, frame: mx.array, caches: Caches, taken: mx.array, key: mx.array
+            inputs: Any, frame: mx.array, caches: Caches, taken: mx.array, noise: mx.array
         ) -> tuple[mx.array, Caches]:
-            return bare.step(frame, caches, taken, picker(config, sampler, key), inputs)
+            return bare.step(frame, caches, taken, picker(sampler, noise), inputs)
 
         kept.clear()
         kept[key] = mx.compile(step, inputs=mx.random.state, outputs=mx.random.state)
@@ -220,15 +221,14 @@ def compiled_step(model: CSM, path: FramePath, sampler: Any) -> Callable[..., tu
     return lambda *arguments: compiled(path.inputs(), *arguments)
 
 
-def picker(config: CSMConfig, sampler: Any, key: mx.array) -> Pick:
-    """`pick(logits (B, V), codebook)` for a frame whose noise comes from `key`."""
+def picker(sampler: Any, noise: mx.array) -> Pick:
+    """`pick(logits (B, V), codebook)` for a frame with this noise (K, entries)."""
     if not isinstance(sampler, Sampler):
         return lambda logits, _codebook: sampler(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
     if sampler.temperature == 0:
         return lambda logits, _codebook: mx.argmax(logits, axis=-1)
-    K, entries = config.codebooks, config.mimi.entries
-    noise = mx.split(sampler.noise((K, entries), key), K)
-    return lambda logits, codebook: sampler(logits, noise[codebook])
+    rows = mx.split(noise, len(noise))
+    return lambda logits, codebook: sampler(logits, rows[codebook])
 
 
 def _read_prompt(model: CSM, inputs: mx.array, slots: int) -> tuple[mx.array, Caches]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from backends.mlx_backend.device import compiles_on_cpu, on_gpu
 from backends.mlx_backend.lora import adapters
-from backends.mlx_backend.sampling import Sampler, step_key
+from backends.mlx_backend.sampling import Sampler
 from musicgen_mlx import condition as conditions
 from musicgen_mlx.attention import FixedCache, KeysValues, Recorder
 from musicgen_mlx.condition import Condition
@@ -61,7 +61,7 @@ class Decoder:
         self.caches = [(_grown(r.kept[0], room), _grown(r.kept[1], room)) for r in recorders if r.kept is not None]
         self.padding, self.seen = self._padding()
         self.step = self._module_steps(memory) if self.path is None else self._fused_steps(self.path, memory)
-        return self._queued(self._chosen(self.model.logits(hidden)[:, :, 0], self._keys(), mx.array(known)))
+        return self._queued(self._chosen(self.model.logits(hidden)[:, :, 0], self._noise(), mx.array(known)))
 
     def advance(self, codes: mx.array, known: np.ndarray) -> mx.array:
         """Read a step (B, K) and return the next one."""
@@ -71,7 +71,7 @@ class Decoder:
             self.seen = None if self.seen is None else mx.pad(self.seen, room, constant_values=True)
         # The old caches must have no name left when the new ones are computed: then they are updated in place.
         caches, self.caches = self.caches, []
-        rest = self._keys(), mx.array(known), self.padding, self.seen
+        rest = self._noise(), mx.array(known), self.padding, self.seen
         chosen, self.caches = self.step(codes, caches, self.taken, *rest)
         del caches
         self.taken += 1
@@ -88,10 +88,10 @@ class Decoder:
         fused = FusedSteps(path, rows, memory, self.condition, guided=self.guided)
         choose = self._bare()._chosen
 
-        def step(codes: mx.array, caches: list[KeysValues], taken: Taken, keys: mx.array, known: mx.array,
+        def step(codes: mx.array, caches: list[KeysValues], taken: Taken, noise: mx.array, known: mx.array,
                  *rest: Any) -> tuple[mx.array, list[KeysValues]]:  # fmt: skip
             logits, kept = fused(codes, caches, taken, *rest)
-            return choose(logits, keys, known), kept
+            return choose(logits, noise, known), kept
 
         if not self.compile:
             return step
@@ -99,7 +99,7 @@ class Decoder:
         return lambda codes, caches, taken, *rest: compiled(codes, caches, mx.array(taken), *rest)
 
     def _step(
-        self, codes: mx.array, caches: list[KeysValues], taken: mx.array, memory: Memory | None, keys: mx.array,
+        self, codes: mx.array, caches: list[KeysValues], taken: mx.array, memory: Memory | None, noise: mx.array,
         known: mx.array, padding: mx.array | None, seen: mx.array | None,
     ) -> tuple[mx.array, list[KeysValues]]:  # fmt: skip
         model = self.model
@@ -111,26 +111,22 @@ class Decoder:
         )
         layers = [FixedCache(keys, values, taken, mask) for keys, values in caches]
         logits = model.logits(model.hidden(x, memory, caches=layers))[:, :, 0]
-        return self._chosen(logits, keys, known), [(cache.keys, cache.values) for cache in layers]
+        return self._chosen(logits, noise, known), [(cache.keys, cache.values) for cache in layers]
 
-    def _chosen(self, logits: mx.array, keys: mx.array, known: mx.array) -> mx.array:
-        """Logits (rows, K, V) -> codes (B, K): those that are known, the others chosen."""
+    def _chosen(self, logits: mx.array, noise: mx.array, known: mx.array) -> mx.array:
+        """Logits (rows, K, V) and noise (B, K, V) -> codes (B, K): those that are known, the others chosen."""
         logits = logits.astype(mx.float32)
         if self.guided:
             said, unsaid = mx.split(logits, 2)
             logits = unsaid + self.guidance * (said - unsaid)
         B, K, V = logits.shape
-        noise = mx.zeros(()) if self.sampler.temperature == 0 else self._noise(keys, K, V)
-        chosen = self.sampler(logits.reshape(B * K, V), noise).reshape(B, K).astype(mx.int32)
+        chosen = self.sampler(logits.reshape(B * K, V), noise.flatten(0, 1)).reshape(B, K).astype(mx.int32)
         return mx.where(known == UNKNOWN, chosen, known)
 
-    def _noise(self, keys: mx.array, K: int, V: int) -> mx.array:
-        """Noise (B K, V), an item's own from its own key."""
-        return mx.concatenate([self.sampler.noise((K, V), key) for key in keys])
-
-    def _keys(self) -> mx.array:
+    def _noise(self) -> mx.array:
+        """The next step's noise (B, K, V), an item's own from its own seed."""
         self.count += 1
-        return mx.stack([step_key(seed, self.count) for seed in self.seeds])
+        return self.sampler.noise((self.model.config.codebooks, self.model.config.entries), self.seeds, self.count)
 
     def _padding(self) -> tuple[mx.array | None, mx.array | None]:
         """How many rows of padding an item has before its codes (rows, 1), and which slots are not padding."""

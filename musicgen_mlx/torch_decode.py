@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from backends.torch_backend.sampling import Sampler, step_key
+from backends.torch_backend.sampling import Sampler
 from musicgen_mlx.known import UNKNOWN
 from musicgen_mlx.torch_crossing import Crossing, crossing_of
 from musicgen_mlx.torch_fused import Cache, fused_path
@@ -144,16 +144,11 @@ class Decoder:
             said, unsaid = logits.chunk(2)
             logits = unsaid + self.guidance * (said - unsaid)
         B, K, V = logits.shape
-        noise = logits[:0] if self.sampler.temperature == 0 else self._noise(K, V)
-        chosen = self.sampler(logits.reshape(B * K, V), noise.reshape(-1, V)).reshape(B, K)
+        self.count += 1
+        noise = self.sampler.noise((K, V), self.seeds, self.count).to(logits.device, non_blocking=True)
+        chosen = self.sampler(logits.reshape(B * K, V), noise.flatten(0, 1)).reshape(B, K)
         given = self._native(known)
         return torch.where(given == UNKNOWN, chosen, given)
-
-    def _noise(self, K: int, V: int) -> torch.Tensor:
-        """Noise (B, K, V), an item's own from its own seed."""
-        self.count += 1
-        device = self.stack.layer_norm.weight.device
-        return torch.stack([self.sampler.noise((K, V), step_key(seed, self.count, device)) for seed in self.seeds])
 
     def _embedded(self, codes: torch.Tensor) -> torch.Tensor:
         total = self.stack.embed_tokens[0](codes[:, 0])

@@ -1,11 +1,13 @@
-"""Choosing tokens from logits with noise that is a function of (seed, step), not of hidden generator state."""
+"""Choosing tokens from logits with noise that is a function of (seed, step), the same on every backend."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
 
 from backends.errors import InputError
-from backends.seeds import mix
+from backends.seeds import gumbel
 
 _NEVER = mx.array([[-mx.inf]])
 
@@ -30,7 +32,7 @@ class Sampler:
             )
 
     def __call__(self, logits: mx.array, noise: mx.array) -> mx.array:
-        """Logits (B, V) and `noise` of the same shape, from the method of that name -> tokens (B,)."""
+        """Logits (B, V) and as much of `noise` -> tokens (B,)."""
         logits = logits.astype(mx.float32)
         if self.temperature == 0:
             return mx.argmax(logits, axis=-1)
@@ -43,9 +45,14 @@ class Sampler:
             scores = mx.where(logits < smallest_kept, _NEVER, scores)
         return mx.argmax(scores, axis=-1)
 
-    def noise(self, shape: tuple[int, ...], key: mx.array) -> mx.array:
-        """Gumbel noise, float32, times the temperature: scaling the noise up is scaling the logits down."""
-        return self.temperature * mx.random.gumbel(shape, key=key)
+    def noise(self, shape: tuple[int, ...], seeds: Sequence[int], step: int) -> mx.array:
+        """The noise of a step for items with these seeds, (B, *shape), which has no columns for temperature 0.
+
+        It is Gumbel noise times the temperature: scaling the noise up is scaling the logits down.
+        """
+        if self.temperature == 0:
+            return mx.zeros((len(seeds), *shape[:-1], 0))
+        return mx.array(self.temperature * np.stack([gumbel(shape, seed, step) for seed in seeds]))
 
 
 def nucleus(logits: mx.array, top_p: float) -> mx.array:
@@ -55,8 +62,3 @@ def nucleus(logits: mx.array, top_p: float) -> mx.array:
     ordered = mx.take_along_axis(probabilities, places, axis=-1)
     kept = mx.cumsum(ordered, axis=-1) - ordered < top_p
     return mx.put_along_axis(mx.zeros_like(kept), places, kept, axis=-1)
-
-
-def step_key(seed: int, step: int) -> mx.array:
-    """The random key of one step of a generation."""
-    return mx.random.key(mix(seed, step))

@@ -1,16 +1,18 @@
-"""Choosing tokens from logits with noise that is a function of (seed, step), not of hidden generator state."""
+"""Choosing tokens from logits with noise that is a function of (seed, step), the same on every backend."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from backends.errors import InputError
-from backends.seeds import mix
+from backends.seeds import gumbel
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """As `backends.mlx_backend.sampling.Sampler`; the noise itself is PyTorch's."""
+    """As `backends.mlx_backend.sampling.Sampler`."""
 
     temperature: float = 0.9
     top_k: int = 50
@@ -24,7 +26,7 @@ class Sampler:
             )
 
     def __call__(self, logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Logits (B, V) and `noise` of the same shape, from the method of that name -> tokens (B,)."""
+        """Logits (B, V) and as much of `noise` -> tokens (B,)."""
         logits = logits.float()
         if self.temperature == 0:
             return logits.argmax(dim=-1)
@@ -36,9 +38,11 @@ class Sampler:
             scores = scores.masked_fill(logits < smallest_kept, -torch.inf)
         return scores.argmax(dim=-1)
 
-    def noise(self, shape: tuple[int, ...], key: torch.Generator) -> torch.Tensor:
-        """Gumbel noise, float32, times the temperature: scaling the noise up is scaling the logits down."""
-        return -self.temperature * torch.empty(shape, device=key.device).exponential_(generator=key).log()
+    def noise(self, shape: tuple[int, ...], seeds: Sequence[int], step: int) -> torch.Tensor:
+        """The noise of a step for items with these seeds, (B, *shape), on the host; no columns for temperature 0."""
+        if self.temperature == 0:
+            return torch.zeros(len(seeds), *shape[:-1], 0)
+        return torch.from_numpy(self.temperature * np.stack([gumbel(shape, seed, step) for seed in seeds]))
 
 
 def nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
@@ -46,8 +50,3 @@ def nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     ordered, places = torch.softmax(logits, dim=-1).sort(dim=-1, descending=True)
     kept = ordered.cumsum(dim=-1) - ordered < top_p
     return torch.zeros_like(kept).scatter(-1, places, kept)
-
-
-def step_key(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """The random key of one step of a generation."""
-    return torch.Generator(device).manual_seed(mix(seed, step))

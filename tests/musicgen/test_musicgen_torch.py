@@ -11,7 +11,6 @@ import torch
 from backends.errors import InputError
 from backends.mlx_backend.sampling import Sampler
 from backends.torch_backend.sampling import Sampler as TorchSampler
-from backends.torch_backend.sampling import step_key
 from musicgen_mlx import MusicGen, condition, generation, torch_decode, torch_fused, torch_generation
 from musicgen_mlx import torch_model as door
 from musicgen_mlx.companions import codec_of, text_encoder_of
@@ -61,14 +60,17 @@ def test_logits_and_weights_are_the_same(pair):
         np.testing.assert_array_equal(np.array(own[name]), value, err_msg=name)
 
 
+@pytest.mark.parametrize("sampling", [(0,), (1.0, 20), (0.8, 0, 0.9)], ids=["greedy", "top-k", "top-p"])
 @pytest.mark.parametrize(("guidance", "prompt"), [(3.0, 0), (1.0, 5)], ids=["fresh", "continued"])
-def test_greedy_codes_are_the_same(pair, guidance, prompt):
-    """Over more steps than the first caches hold."""
+def test_codes_are_the_same(pair, guidance, prompt, sampling):
+    """Drawn ones too; over more steps than the first caches hold."""
     frames = 270
     given = np.random.default_rng(2).integers(0, oracle.ENTRIES, (2, pair.ours.config.codebooks, prompt))
     options = {"seeds": [0, 1], "guidance": guidance, "prompt": given if prompt else None}
-    own = generation.generate_codes(pair.ours, frames, pair.own, sampler=Sampler(0), **options)
-    theirs = torch_generation.generate_codes(pair.theirs, frames, pair.their, sampler=TorchSampler(0), **options)
+    own = generation.generate_codes(pair.ours, frames, pair.own, sampler=Sampler(*sampling), **options)
+    theirs = torch_generation.generate_codes(
+        pair.theirs, frames, pair.their, sampler=TorchSampler(*sampling), **options
+    )
     np.testing.assert_array_equal(np.array(own)[:, :, :50], theirs.numpy()[:, :, :50])
     assert (np.array(own) == theirs.numpy()).mean() > 0.9
 
@@ -158,8 +160,7 @@ def test_top_p_keeps_the_likeliest_of_that_probability(top_p):
     logits = np.log(np.array([[0.05, 0.5, 0.15, 0.3]], np.float32))
     allowed = {0.0: {0, 1, 2, 3}, 0.3: {1}, 0.9: {1, 2, 3}, 1.0: {0, 1, 2, 3}}[top_p]
     theirs, own = TorchSampler(1.0, 0, top_p), Sampler(1.0, 0, top_p)
-    seen = {int(theirs(torch.from_numpy(logits), theirs.noise((1, 4), step_key(0, i)))) for i in range(300)}
-    assert seen == allowed
-    assert {int(own(mx.array(logits), own.noise((1, 4), mx.random.key(i)))) for i in range(300)} == allowed
+    assert {int(theirs(torch.from_numpy(logits), theirs.noise((4,), [0], i))) for i in range(300)} == allowed
+    assert {int(own(mx.array(logits), own.noise((4,), [0], i))) for i in range(300)} == allowed
     with pytest.raises(InputError, match="top-p"):
         TorchSampler(top_p=2.0)

@@ -8,6 +8,7 @@ from pathlib import Path
 import music_training as training
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from backends import cli
 from backends.layouts import musicgen
@@ -18,27 +19,32 @@ from musicgen_mlx.train_options import MusicGenOptions
 
 ROOT = Path(__file__).parents[2]
 PLAIN = ("--scale", "xsmall", "--dim", 32, "--heads", 2, "--layers", 1, "--batch-size", 1)
+AVERAGED = (*PLAIN, "--ema-decay", 0.5)
+LORA = ("--model", "tiny", "--batch-size", 1, "--lora-rank", 2, "--ema-decay", 0.5)
 
 
+@pytest.mark.parametrize("arguments", [PLAIN, AVERAGED, LORA], ids=["plain", "averaged", "lora"])
 @pytest.mark.parametrize("backend", ["mlx", "torch"])
-def test_two_processes_equal_one_that_accumulates(backend, tmp_path):
-    loops = training.loops(tmp_path / "loops", 7, described=False)  # 5 to train on: one process gets none in the end
+def test_two_processes_equal_one_that_accumulates(backend, arguments, tmp_path):
+    # 5 to train on: one process gets none in the end.
+    loops = training.loops(tmp_path / "loops", 7, described=arguments is LORA)
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
         "AUDIOSMITH_CACHE": str(tmp_path / "cache"),
     }  # fmt: skip
-    flags = training.flags(loops, tmp_path / "two", backend, *PLAIN, "--ddp", "--nproc", 2)
+    flags = training.flags(loops, tmp_path / "two", backend, *arguments, "--ddp", "--nproc", 2)
     done = subprocess.run(
         [sys.executable, "-m", "musicgen_mlx.train", *flags], env=environment, cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("2 processes") == done.stdout.count("weights: ") == 1  # one process speaks
-    one = training.run(loops, tmp_path / "one", backend, *PLAIN, "--gradient-accumulation", 2)
+    one = training.run(loops, tmp_path / "one", backend, *arguments, "--gradient-accumulation", 2)
     rows = [log.read(folder / "metrics.csv") for folder in (tmp_path / "two", one)]
     found = [[(row["step"], row.get("loss", row.get("val_loss"))) for row in each] for each in rows]
     assert len(found[0]) == len(found[1]) > 4
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
-    two, one = (weights(folder / "last_model") for folder in (tmp_path / "two", one))
+    two, one = (trained(folder) for folder in (tmp_path / "two", one))
+    assert set(two) == set(one)
     for name, value in one.items():
         np.testing.assert_allclose(two[name], value, rtol=0, atol=1e-5, err_msg=name)
 
@@ -57,5 +63,9 @@ def test_flags_that_do_not_go_together_are_named(tmp_path, capsys, flags, messag
     assert message in capsys.readouterr().err
 
 
-def weights(folder: Path) -> dict[str, np.ndarray]:
+def trained(run: Path) -> dict[str, np.ndarray]:
+    """The last model of a run, or the last epoch's adapter."""
+    if (adapter := run / "lora_ckpt_epoch_2.safetensors").exists():
+        return load_file(adapter)
+    folder = run / "last_model"
     return dict(open_checkpoint(find(folder, musicgen.FAMILY, "--model"), musicgen.FAMILY).ours)

@@ -72,8 +72,10 @@ class FinetuneOptions(CodecRunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.expect_0_or_more("codebook_weight", "quantize_after")
-        self.expect_more_than_0("eval_batch_size", "save_every")
+        named_otherwise = ("grad_clip", "save_every_batches", "save_every_minutes")  # in the loop's own options
+        self.expect_0_or_more("codebook_weight", "quantize_after", *named_otherwise)
+        self.expect_more_than_0("eval_batch_size", "save_every", "num_epochs")
+        self.expect_seed("random_seed")
         if self.quantize_after and (self.freeze_encoder or self.freeze_vq or self.ema_decay):
             raise InputError(
                 f"--quantize-after {self.quantize_after} is for training everything from random weights: it needs "

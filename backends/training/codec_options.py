@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from backends.base import Backend, Precision
 from backends.data import segments
 from backends.errors import InputError
+from backends.seeds import LARGEST
 from backends.training import launch
 from backends.training.adversary import AdversaryPlan
 from backends.training.codec_loss import CodecLoss
@@ -109,6 +110,10 @@ class CodecRunOptions:
     def expect_share(self, *names: str) -> None:
         """Raise InputError where one of these options is not from 0 to 1."""
         self._expect(names, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+    def expect_seed(self, name: str) -> None:
+        """Raise InputError where this option is no seed."""
+        self._expect([name], lambda value: 0 <= value <= LARGEST, f"0 to {LARGEST}")
 
     def expect_unused(self, reason: str, *names: str) -> None:
         """Raise InputError where one of these options, which would do nothing, is another than its default."""

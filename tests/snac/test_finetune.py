@@ -283,6 +283,11 @@ def test_training_in_bfloat16_on_a_gpu(model, tmp_path):
         (["--train_data", "nowhere"], "--train-data nowhere: no such folder"),
         (["--pretrained_model", "nowhere/best_model.pt"], "nowhere/best_model.pt"),
         (["--l1_weight", -1], "--l1-weight -1"),
+        (["--num_epochs", 0], "--num-epochs 0: expected more than 0"),
+        (["--grad_clip", -1], "--grad-clip -1.0: expected 0 or more"),
+        (["--save_every_batches", -1], "--save-every-batches -1: expected 0 or more"),
+        (["--save_every_minutes", -1], "--save-every-minutes -1.0: expected 0 or more"),
+        (["--random_seed", -1], "--random-seed -1: expected 0 to 4294967295"),
         (["--ddp", "--device", 0], "--device 0: with --ddp each process takes a device of its own"),
         (
             ["--adversarial", "--segment_length", 0.1, "--curriculum", "[]"],

@@ -145,7 +145,7 @@ class Decoder:
             logits = unsaid + self.guidance * (said - unsaid)
         B, K, V = logits.shape
         self.count += 1
-        noise = self.sampler.noise((K, V), self.seeds, self.count).to(logits.device, non_blocking=True)
+        noise = self._sent(self.sampler.noise((K, V), self.seeds, self.count))
         chosen = self.sampler(logits.reshape(B * K, V), noise.flatten(0, 1)).reshape(B, K)
         given = self._native(known)
         return torch.where(given == UNKNOWN, chosen, given)
@@ -161,7 +161,12 @@ class Decoder:
         return x.view(B, T, self.model.shapes.heads, -1).transpose(1, 2)
 
     def _native(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array.astype(np.int64)).to(self.stack.layer_norm.weight.device, non_blocking=True)
+        return self._sent(torch.from_numpy(array.astype(np.int64)))
+
+    def _sent(self, host: torch.Tensor) -> torch.Tensor:
+        """To the model's device, queued: from memory that is not pinned CUDA may wait for what was queued before."""
+        device = self.stack.layer_norm.weight.device
+        return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def sinusoids(positions: torch.Tensor, width: int) -> torch.Tensor:

@@ -67,7 +67,7 @@ class Engine:
     ) -> Iterator[np.ndarray]:
         sampler = Sampler(sampling.temperature, sampling.top_k, sampling.top_p)
         for step in torch_generation.predicted_steps(self.model, laid, said, seeds, sampler, guidance):
-            yield step.cpu().numpy().astype(np.int32)
+            yield step.numpy().astype(np.int32)
 
     def encode(self, audio: np.ndarray) -> np.ndarray:
         given = torch.from_numpy(audio).to(self.device)

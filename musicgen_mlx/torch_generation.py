@@ -1,6 +1,6 @@
 """Codes and audio from a MusicGen on PyTorch: the mirror of `musicgen_mlx.generation`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,23 +24,39 @@ def generate_codes(
     """Codes (B, K, frames), of which `prompt` (B, K, P) are the first frames. One item for each of `seeds`."""
     laid = known_steps(model.shapes, len(seeds), frames, prompt)
     made = [step[:, :, None] for step in predicted_steps(model, laid, condition, seeds, sampler, guidance)]
-    given = torch.from_numpy(laid[:, :, : first_unknown(laid)].astype(np.int64)).to(made[0].device)
-    return pattern.reverted(torch.cat([given, *made], dim=2), model.shapes.delays, lambda x, axis: torch.stack(x, axis))
+    given = torch.from_numpy(laid[:, :, : first_unknown(laid)].astype(np.int64))
+    steps = torch.cat([given, *made], dim=2).to(model.decoder.device)
+    return pattern.reverted(steps, model.shapes.delays, lambda x, axis: torch.stack(x, axis))
 
 
 def predicted_steps(
     model: AnyMusicGen, laid: np.ndarray, condition: Condition | None, seeds: Sequence[int],
     sampler: Sampler = SAMPLER, guidance: float = GUIDANCE,
 ) -> Iterator[torch.Tensor]:  # fmt: skip
-    """Yield the steps (B, K) from the first one that is not wholly known. The next is queued before one is yielded."""
+    """Yield the steps (B, K), on the host, from the first that is not wholly known; the next one is queued before."""
     first, S = first_unknown(laid), laid.shape[2]
     with generating(model):
         run = Decoder(model, sampler, seeds, condition, guidance, steps=S - first)
         current = run.start(laid[:, :, :first], laid[:, :, first])
         for step in range(first + 1, S + 1):
+            on_host = _copied(current)
             following = run.advance(current, laid[:, :, step]) if step < S else current
-            yield current
+            yield on_host()
             current = following
+
+
+def _copied(step: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Start to copy a step to the host; what is returned waits for that, and for nothing that is queued later."""
+    if not step.is_cuda:
+        return step.cpu
+    host, done = step.to("cpu", non_blocking=True), torch.cuda.Event()  # into pinned memory
+    done.record()
+
+    def arrived() -> torch.Tensor:
+        done.synchronize()
+        return host
+
+    return arrived
 
 
 @contextmanager

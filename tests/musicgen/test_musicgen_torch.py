@@ -1,5 +1,6 @@
 """MusicGen through the PyTorch door: the same weights, logits, codes and audio as on MLX."""
 
+import copy
 import shutil
 
 import mlx.core as mx
@@ -73,6 +74,18 @@ def test_codes_are_the_same(pair, guidance, prompt, sampling):
     )
     np.testing.assert_array_equal(np.array(own)[:, :, :50], theirs.numpy()[:, :, :50])
     assert (np.array(own) == theirs.numpy()).mean() > 0.9
+
+
+@pytest.mark.cuda
+def test_codes_on_cuda_are_those_of_the_cpu(pair):
+    """Steps on their way to the host wait for nothing that is queued later, and for all that came before."""
+    there, said = copy.deepcopy(pair.theirs).to("cuda"), pair.their
+    moved = None if said is None else door.Condition(said.states.to("cuda"), said.mask.to("cuda"), said.empty)
+    options = {"seeds": [0, 1], "sampler": TorchSampler(1.0, top_k=20)}
+    expected = torch_generation.generate_codes(pair.theirs, 20, said, **options)
+    found = torch_generation.generate_codes(there, 20, moved, **options)
+    assert found.device.type == "cuda"
+    assert torch.equal(found.cpu(), expected)
 
 
 def test_an_items_codes_do_not_depend_on_its_batch(pair):

@@ -9,15 +9,19 @@ _LEAST = np.float32(2**-25)  # half of the least number that is drawn besides 0,
 
 def mix(*keys: int) -> int:
     """A 63-bit seed that depends on every key, e.g. mix(seed, step, rank)."""
-    return int(np.random.SeedSequence([key & LARGEST for key in keys]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(_sequence(keys).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def rng(*keys: int) -> np.random.Generator:
     """A NumPy generator for the stream named by `keys`."""
-    return np.random.default_rng(np.random.SeedSequence([key & LARGEST for key in keys]))
+    return np.random.default_rng(_sequence(keys))
 
 
 def gumbel(shape: tuple[int, ...], *keys: int) -> np.ndarray:
     """Gumbel noise, float32, from the stream named by `keys`: -log(-log u). Of no more than 16.6."""
     drawn = rng(*keys).random(shape, dtype=np.float32)
     return -np.log(-np.log(np.maximum(drawn, _LEAST)))
+
+
+def _sequence(keys: tuple[int, ...]) -> np.random.SeedSequence:
+    return np.random.SeedSequence([int(key) & LARGEST for key in keys])

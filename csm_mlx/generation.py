@@ -225,7 +225,7 @@ def picker(sampler: Any, noise: mx.array) -> Pick:
     """`pick(logits (B, V), codebook)` for a frame with this noise (K, entries)."""
     if not isinstance(sampler, Sampler):
         return lambda logits, _codebook: sampler(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
-    if sampler.temperature == 0:
+    if sampler.greedy:
         return lambda logits, _codebook: mx.argmax(logits, axis=-1)
     rows = mx.split(noise, len(noise))
     return lambda logits, codebook: sampler(logits, rows[codebook])

@@ -11,6 +11,7 @@ import pytest
 
 from backends.errors import InputError
 from backends.mlx_backend.sampling import Sampler
+from backends.seeds import gumbel
 from csm_mlx import CSM, Segment, generate, stream_generate
 from csm_mlx.decode import FusedPath, ModulePath, frame_path
 from csm_mlx.finetune.lora import apply_lora_to_model
@@ -107,6 +108,18 @@ def test_sampling_follows_the_softmax():
     drawn = np.bincount(np.array(sampler(mx.broadcast_to(logits, noise.shape), noise)), minlength=3) / 20000
     expected = np.array([0.25, 0.09, 0.04]) / 0.38
     np.testing.assert_allclose(drawn, expected, atol=0.015)
+
+
+def test_noise_is_of_its_frame_and_codebook(model):
+    """At a great temperature nothing else counts."""
+    noisy = FrameRun(model, Sampler(1e6, 0), (), 7)
+    with model.generating():
+        made = [noisy.start(*prompt_rows(model, "hi", 0, ()))]
+        while len(made) < 4:
+            made.append(noisy.advance(made[-1]))
+    shape = (model.config.codebooks, model.config.mimi.entries)
+    for number, frame in enumerate(made, start=1):
+        np.testing.assert_array_equal(np.array(frame)[0], gumbel(shape, 7, number).argmax(axis=-1))
 
 
 def test_the_command_s_top_p_is_keyed_by_seed_and_greedy_where_it_is_small(model):

@@ -10,6 +10,7 @@ from backends.errors import InputError
 from backends.seeds import gumbel
 
 _NEVER = mx.array([[-mx.inf]])
+_LEAST_TEMPERATURE = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,20 @@ class Sampler:
                 "top-p up to 1"
             )
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken: at temperature 0, and at those that float32 has no reciprocal of."""
+        return self.temperature < _LEAST_TEMPERATURE
+
     def __call__(self, logits: mx.array, noise: mx.array) -> mx.array:
         """Logits (B, V) and as much of `noise` -> tokens (B,)."""
         logits = logits.astype(mx.float32)
-        if self.temperature == 0:
+        if self.greedy:
             return mx.argmax(logits, axis=-1)
         scores = logits + noise
         if self.top_p:
-            scores = mx.where(nucleus(logits / self.temperature, self.top_p), scores, _NEVER)
+            under = logits - logits.max(axis=-1, keepdims=True)  # over a small temperature nothing but -inf overflows
+            scores = mx.where(nucleus(under / self.temperature, self.top_p), scores, _NEVER)
         V = logits.shape[-1]
         if 0 < self.top_k < V:
             smallest_kept = mx.partition(logits, V - self.top_k, axis=-1)[:, V - self.top_k : V - self.top_k + 1]
@@ -46,13 +53,13 @@ class Sampler:
         return mx.argmax(scores, axis=-1)
 
     def noise(self, shape: tuple[int, ...], seeds: Sequence[int], step: int) -> mx.array:
-        """The noise of a step for items with these seeds, (B, *shape), which has no columns for temperature 0.
+        """The noise of a step for items with these seeds, (B, *shape), which has no columns where it is greedy.
 
         It is Gumbel noise times the temperature: scaling the noise up is scaling the logits down.
         """
-        if self.temperature == 0:
+        if self.greedy:
             return mx.zeros((len(seeds), *shape[:-1], 0))
-        return mx.array(self.temperature * np.stack([gumbel(shape, seed, step) for seed in seeds]))
+        return mx.array(float(self.temperature) * np.stack([gumbel(shape, seed, step) for seed in seeds]))
 
 
 def nucleus(logits: mx.array, top_p: float) -> mx.array:

@@ -177,3 +177,11 @@ def test_top_p_keeps_the_likeliest_of_that_probability(top_p):
     assert {int(own(mx.array(logits), own.noise((4,), [0], i))) for i in range(300)} == allowed
     with pytest.raises(InputError, match="top-p"):
         TorchSampler(top_p=2.0)
+
+
+@pytest.mark.parametrize("temperature", [1e-46, 1e-40, 1e-38, 1e-30])
+def test_a_tiny_temperature_is_greedy(temperature):
+    logits = np.array([[1.0, 30.0, -2.0, 29.0]], np.float32)
+    theirs, own = TorchSampler(temperature, 0, 0.9), Sampler(temperature, 0, 0.9)
+    assert int(theirs(torch.from_numpy(logits), theirs.noise((4,), [0], 1))) == 1
+    assert int(own(mx.array(logits), own.noise((4,), [0], 1))) == 1

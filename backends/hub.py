@@ -78,6 +78,6 @@ def _why(error: Exception, name: str, option: str) -> str:
     if isinstance(error, RevisionNotFoundError):
         return "the repository has no such revision"
     return (
-        "the Hub cannot be reached and its files are not in the local cache; "
+        "there is no such directory, the Hub cannot be reached and its files are not in the local cache; "
         f"fetch them where there is a network (hf download {name} --local-dir DIR) and give {option} DIR"
     )

@@ -133,7 +133,7 @@ def check_codec(model: Mapping[str, Any], settings: Mapping[str, Any], source: s
     if (settings["codebooks"], settings["entries"]) != needed:
         raise InputError(
             f"{source}: {settings['codebooks']} codebooks of {settings['entries']} entries; "
-            f"this model's codec has {needed[0]} of {needed[1]}: give it with --codec"
+            f"this model's codec has {needed[0]} of {needed[1]}: give that one with --codec"
         )
 
 

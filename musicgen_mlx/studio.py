@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,11 @@ class Studio:
     def recompute(self) -> None:
         """Trade time for memory in the backward pass."""
         self.side.recompute(self.model)
+
+    def hears_at_most(self, seconds: float) -> None:
+        """Training sees no more than this at once, and the configuration says so."""
+        self.config = replace(self.config, segment_s=min(self.config.segment_s, seconds))
+        self.engine.config = self.config
 
     def codec_identity(self) -> str:
         """What the codes of the codec are known by."""

@@ -5,7 +5,7 @@ python -m musicgen_mlx.train --data loops --model small --lora-rank 16 --output-
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from backends.adapters.matching import match
 from backends.base import Backend, Hooks, LoRASpec, Sample, TrainStep, World
 from backends.data import segments
 from backends.data.codes import CodeCache, default_cache
+from backends.data.wav import check_whole
 from backends.errors import InputError
 from backends.training import launch
 from backends.training.loop import Result, train
@@ -27,6 +28,7 @@ from musicgen_mlx.studio import Studio, from_pretrained, from_scratch
 from musicgen_mlx.task import MusicGenTask, Plan
 from musicgen_mlx.train_options import MAY_DIFFER, MusicGenOptions
 
+SCALE = "micro"
 GROUPS = {"attn": ("_attn.",), "mlp": ("linear1", "linear2"), "heads": ("linears.",), "embeddings": ("emb.",)}
 
 
@@ -39,7 +41,9 @@ def train_model(options: MusicGenOptions) -> Result:
     """Train as the options say, or continue the run in their output_dir."""
     backend = get(options.backend, options.device)
     chief = backend.world.rank == 0
-    settings = {name: value for name, value in asdict(options).items() if name not in MAY_DIFFER}
+    settings = _settings(options)
+    if options.precision != "float32" and backend.name == "mlx":
+        raise InputError(f"--precision {options.precision}: only for --backend torch; use that or leave it out")
     segments.check_outside(options.output_dir, options.folders())
     check_early(backend, options, settings)
     train_on, held_out = recordings(options)
@@ -47,6 +51,8 @@ def train_model(options: MusicGenOptions) -> Result:
     config = studio.config
     prompt = _sample_prompt(options, config, train_on)
     train_clips, held_clips = clips(studio, backend.world, train_on, held_out)
+    if options.model is None:
+        studio.hears_at_most(_longest_s(train_clips, config))
     task = MusicGenTask(
         config, backend.name, train_clips, _plan(options, config), backend.world, held_clips,
         rows_of=None if config.condition == "none" else _rows(studio, [*train_clips, *held_clips]),
@@ -63,14 +69,33 @@ def train_model(options: MusicGenOptions) -> Result:
     return result
 
 
+def _settings(options: MusicGenOptions) -> dict[str, Any]:
+    """What must stay the same for a run to continue; a default counts as if it was given."""
+    settings = {name: value for name, value in asdict(options).items() if name not in MAY_DIFFER}
+    if options.model is None:
+        config = fresh_config(options)
+        settings |= {"scale": options.scale or SCALE, "conditioner": options.conditioner or "none"}
+        settings |= {"dim": config.width, "heads": config.heads, "layers": config.layers}
+    return settings
+
+
+def _longest_s(clips: Sequence[dataset.Clip], config: MusicGenConfig) -> float:
+    return max(map(len, clips)) / config.encodec.frame_hz
+
+
 def recordings(options: MusicGenOptions) -> tuple[list[Path], list[Path]]:
     """The files to train and to validate on."""
-    found = segments.find(options.data, "--data")
+    found = _whole(segments.find(options.data, "--data"))
     if options.val_data is None:
         return dataset.split(found, options.val_split)
-    held_out = segments.find(options.val_data, "--val-data")
+    held_out = _whole(segments.find(options.val_data, "--val-data"))
     segments.check_apart(found, held_out, options.folders(), "give folders that are apart, or --val-split")
     return found, held_out
+
+
+def _whole(paths: list[Path]) -> list[Path]:
+    segments.each(paths, check_whole)
+    return paths
 
 
 def load(options: MusicGenOptions, backend: Backend) -> Studio:
@@ -105,7 +130,7 @@ def _adapt(options: MusicGenOptions, studio: Studio) -> None:
 
 def fresh_config(options: MusicGenOptions) -> MusicGenConfig:
     """The scale with the options' own sizes."""
-    config = of_scale(options.scale or "micro", "cross" if options.conditioner == "text" else "none")
+    config = of_scale(options.scale or SCALE, "cross" if options.conditioner == "text" else "none")
     width, heads = options.dim or config.width, options.heads or config.heads
     if width % heads or width % 2 or width < 4:
         raise InputError(f"--dim {width} --heads {heads}: expected an even width from 4 on that the heads divide")
@@ -217,7 +242,7 @@ def _describe(options: MusicGenOptions, backend: Backend, studio: Studio, task: 
         f"MusicGen of {config.layers} layers of width {config.width} with {config.heads} heads, "
         f"{'described' if task.rows_of else 'unconditional'}: trains {count:,} parameters on {backend.name}\n"
         f"{len(task.train)} recordings of {seconds:.0f} s to train on, {len(task.held_out)} to validate on, "
-        f"segments of at most {options.segment_duration:g} s"
+        f"segments of at most {min(options.segment_duration, _longest_s(task.train, config)):g} s"
         f"{f', {backend.world.size} processes' if backend.world.size > 1 else ''}"
     )
 

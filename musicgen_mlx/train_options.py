@@ -146,7 +146,8 @@ def _check_prompt(prompt: str) -> None:
 def _check_range(options: MusicGenOptions, name: str, low: float, high: float, *, closed: bool = False) -> None:
     value = getattr(options, name)
     if not low <= value or value > high or (value == high and not closed):
-        raise InputError(f"--{name.replace('_', '-')} {value}: expected {low} to {high}")
+        below = "" if closed else "less than "
+        raise InputError(f"--{name.replace('_', '-')} {value}: expected {low} to {below}{high}")
 
 
 # What may be changed between a run and its continuation, besides `backends.training.options.MAY_CHANGE`. Of the

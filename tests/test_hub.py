@@ -52,7 +52,7 @@ def test_offline_says_what_is_missing_and_how_to_provide_it(option, tmp_path, mo
         load(name)
     assert time.perf_counter() - start < 5
     assert str(caught.value) == (
-        f"{option} {name}: the Hub cannot be reached and its files are not in the local cache; fetch them where there "
+        f"{option} {name}: there is no such directory, the Hub cannot be reached and its files are not in the local cache; fetch them where there "
         f"is a network (hf download {name} --local-dir DIR) and give {option} DIR"
     )
 
@@ -87,7 +87,7 @@ def test_a_refused_connection_is_one_quick_line(speak):
     for line, option in zip(lines, LOADERS, strict=True):
         seconds, _, said = line.partition(" ")
         assert float(seconds) < 5
-        assert said.startswith(f"{option} maker/small: the Hub cannot be reached")
+        assert said.startswith(f"{option} maker/small: there is no such directory, the Hub cannot be reached")
 
 
 def test_a_hub_that_does_not_answer_is_given_up(speak):
@@ -234,7 +234,7 @@ def http_error(kind: str):
         ("GatedRepoError", "accept its licence at huggingface.co/sesame/csm-1b, then log in with: hf auth login"),
         ("RepositoryNotFoundError", "neither a local directory nor a repository on the Hub that you may read"),
         ("RevisionNotFoundError", "the repository has no such revision"),
-        ("HfHubHTTPError", "the Hub cannot be reached"),
+        ("HfHubHTTPError", "there is no such directory, the Hub cannot be reached"),
     ],
 )
 @pytest.mark.parametrize("when", ["listing", "download"])

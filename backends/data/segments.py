@@ -118,10 +118,22 @@ def find(folder: Path, option: str) -> list[Path]:
     """The recordings in a folder and those below it, in order. Raises InputError where there are none."""
     if not folder.is_dir():
         raise InputError(f"{option} {folder}: no such folder")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in audio.FORMATS and path.is_file())
+    found = sorted(path for path in folder.rglob("*") if _is_recording(path))
     if not found:
         raise InputError(f"{option} {folder}: holds no recordings ({', '.join(audio.FORMATS)})")
+    each(found, _check_link)
     return found
+
+
+def _is_recording(path: Path) -> bool:
+    """By its name; hidden files, such as those that macOS puts beside others on foreign disks, are none."""
+    named = path.suffix.lower() in audio.FORMATS and not path.name.startswith(".")
+    return named and (path.is_file() or (path.is_symlink() and not path.exists()))
+
+
+def _check_link(path: Path) -> None:
+    if not path.exists():
+        raise InputError(f"{path}: is a link to no file; remove it or bring back what it points to")
 
 
 def check_outside(run: Path, folders: Mapping[str, Path]) -> None:

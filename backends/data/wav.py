@@ -11,7 +11,10 @@ LARGEST_DATA = 0x7FFF0000  # bytes: what streams a WAV file writes more than thi
 
 def check_whole(path: Path) -> None:
     """Raise InputError where a WAV file holds less sound than its header announces. Other formats pass."""
-    held, announced = _data_bytes(path)
+    try:
+        held, announced = _data_bytes(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     if held < announced:
         raise InputError(
             f"{path}: is cut: holds {held} of the {announced} bytes of sound that its header announces; copy it again"

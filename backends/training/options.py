@@ -90,6 +90,7 @@ class TrainOptions:
             )
         if not 0 <= self.seed <= LARGEST:
             raise InputError(f"--seed {self.seed}: expected 0 to {LARGEST}")
+        self.optim()  # which refuses what it cannot do
 
     def optim(self) -> OptimSpec:
         return OptimSpec(

@@ -194,9 +194,20 @@ def test_finding_recordings(tmp_path, folder):
     (folder / "below").mkdir()
     soundfile.write(folder / "below" / "b.flac", np.zeros(100), 8000)
     (folder / "notes.txt").write_text("x", encoding="utf-8")
+    (folder / "._quiet.wav").write_bytes(b"of macOS")
     assert [path.name for path in segments.find(folder, "--x")] == ["b.flac", "quiet.wav", "short.wav"]
     with pytest.raises(InputError, match=r"--x .*gone: no such folder"):
         segments.find(tmp_path / "gone", "--x")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no recordings"):
         segments.find(tmp_path / "empty", "--x")
+
+
+def test_links_to_nothing_are_named(tmp_path):
+    whole = tmp_path / "a.wav"
+    soundfile.write(whole, np.zeros(1000), 8000)
+    (tmp_path / "b.wav").symlink_to(whole)
+    assert segments.find(tmp_path, "--x") == [whole, tmp_path / "b.wav"]
+    (tmp_path / "c.wav").symlink_to(tmp_path / "gone.wav")
+    with pytest.raises(InputError, match=r"c\.wav: is a link to no file"):
+        segments.find(tmp_path, "--x")

@@ -338,11 +338,25 @@ def test_continuing_on_another_base_is_refused(base, loops, tmp_path, capsys, ba
     assert "the base model has changed" in fails(capsys, *arguments, "--epochs", 2)
 
 
+def test_a_default_that_is_written_out_is_the_default(loops, tmp_path, capsys):
+    plain = ("--dim", 32, "--heads", 2, "--layers", 1, "--epochs", 1)
+    training.run(loops, tmp_path, "mlx", *plain, "--conditioner", "none", "--scale", "micro")
+    training.run(loops, tmp_path, "mlx", *plain)
+    assert "resuming from" in capsys.readouterr().out
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["scale"], config["conditioner"], config["dim"]) == ("micro", "none", 32)
+
+
+def test_what_cannot_be_computed_is_said_before_recordings_are_read(loops, tmp_path, capsys):
+    for extra in (("--ema-decay", 1.0), ("--precision", "bfloat16")):
+        assert f"{extra[0]} {extra[1]}: " in fails(capsys, tmp_path / "nowhere", tmp_path / "run", "mlx", *extra)
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
         (["--data", "nowhere"], "--data nowhere: no such folder"),
-        (["--val-split", 1], "--val-split 1.0: expected 0 to 1"),
+        (["--val-split", 1], "--val-split 1.0: expected 0 to less than 1"),
         (["--val-split", 0, "--patience", 2], "--patience needs a validation set"),
         (["--val-data", "x"], "exclude each other"),
         (["--model", "tiny", "--layers", 2], "--layers is for a model from scratch"),

@@ -154,3 +154,11 @@ def test_a_prompt_that_is_no_text_is_refused_before_the_work(loops, tmp_path, ca
 
 def test_a_prompt_for_no_sample_is_refused(loops, tmp_path, capsys):
     assert "makes no samples" in training.fails(capsys, loops, tmp_path, "mlx", *TEXT, "--sample-prompt", "bass")
+
+
+def test_a_recording_that_was_cut_is_named(tmp_path, capsys):
+    loops = training.loops(tmp_path / "loops", 2, described=False)
+    content = (loops / "loop0.wav").read_bytes()
+    (loops / "cut.wav").write_bytes(content[:1000])
+    error = training.fails(capsys, loops, tmp_path / "run", "mlx", *PLAIN)
+    assert f"cut.wav: is cut: holds 956 of the {len(content) - 44} bytes" in error

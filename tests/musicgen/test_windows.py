@@ -79,6 +79,13 @@ def test_fine_tuning_keeps_what_the_model_was_trained_on(short, tmp_path):
     assert json.loads((tuned / "last_model" / "config.json").read_text())["segment_s"] == 0.2
 
 
+def test_recordings_shorter_than_a_segment_say_what_was_trained_on(tmp_path):
+    loops = training.loops(tmp_path / "loops", 3, 0.6, described=False)
+    run = training.run(loops, tmp_path / "run", "mlx", "--dim", 32, "--heads", 2, "--layers", 1, "--epochs", 1,
+                       "--segment-duration", 30)  # fmt: skip
+    assert json.loads((run / "last_model" / "config.json").read_text())["segment_s"] == 0.6
+
+
 def test_a_window_may_be_asked_for(monkeypatch):
     engine = load_engine("tiny", "mlx")
     seen = watched(engine, monkeypatch)

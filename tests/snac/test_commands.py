@@ -269,7 +269,7 @@ def test_checkpoints_that_are_not_there_are_named(tmp_path, capsys, monkeypatch,
     name = "hubertsiuzdak/snac_24khz"
     line = refused(capsys, command, *flags, backend=backend, checkpoint=name)
     assert line == (
-        f"--checkpoint {name}: the Hub cannot be reached and its files are not in the local cache; fetch them where "
+        f"--checkpoint {name}: there is no such directory, the Hub cannot be reached and its files are not in the local cache; fetch them where "
         f"there is a network (hf download {name} --local-dir DIR) and give --checkpoint DIR"
     )
     (tmp_path / "empty").mkdir()

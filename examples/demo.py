@@ -20,7 +20,7 @@ OUTPUT = ROOT / "demo_output"
 def main() -> None:
     """Recordings, a dataset, a fine-tuned adapter, sound before and after, and a report."""
     started = time.monotonic()
-    shutil.rmtree(OUTPUT, ignore_errors=True)
+    shutil.rmtree(OUTPUT / "run", ignore_errors=True)
     for part in ("train", "val"):
         command(
             "csm_mlx.finetune.create_dataset",

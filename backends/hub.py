@@ -19,7 +19,7 @@ def directory(source: str | Path, choose: Choose, option: str, keys: Sequence[st
     most.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
+    if str(source) and path.is_dir():  # an empty name would be this folder
         return path
     if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         raise InputError(

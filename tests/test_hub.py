@@ -256,7 +256,7 @@ def test_a_repository_without_weights_is_said(monkeypatch):
         CSM.from_pretrained("maker/empty")
 
 
-@pytest.mark.parametrize("source", ["no/such/folder", "./nothing/here", "word", "/not/there", "what is/this?"])
+@pytest.mark.parametrize("source", ["", "no/such/folder", "./nothing/here", "word", "/not/there", "what is/this?"])
 def test_neither_a_directory_nor_a_hub_id(source):
     with pytest.raises(InputError, match="no such directory, and not a Hub id such as org/name"):
         hub.directory(source, choose, "--model")

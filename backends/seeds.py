@@ -2,9 +2,17 @@
 
 import numpy as np
 
+from backends.errors import InputError
+
 LARGEST = 2**32 - 1  # of a key; only the lower 32 bits of larger ones, and of negative ones, count
 
 _LEAST = np.float32(2**-25)  # half of the least number that is drawn besides 0, which has no logarithm
+
+
+def check(seed: int, option: str) -> None:
+    """Raise InputError where this is no seed that a command takes."""
+    if not 0 <= seed <= LARGEST:
+        raise InputError(f"{option} {seed}: expected 0 to {LARGEST}")
 
 
 def mix(*keys: int) -> int:

@@ -15,11 +15,10 @@ import numpy as np
 from tqdm import tqdm
 from tyro.conf import UseAppendAction
 
-from backends import cli
+from backends import cli, seeds
 from backends.data import audio
 from backends.data.stream import checked_target
 from backends.errors import InputError
-from backends.seeds import LARGEST
 from musicgen_mlx.adapters import put_on
 from musicgen_mlx.engines import load_engine
 from musicgen_mlx.music import Engine, Request, Sampling, generate, read_prompt
@@ -74,8 +73,8 @@ class GenerateOptions:
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise InputError(f"--samples {self.samples}: expected at least 1")
-        if self.seed is not None and not 0 <= self.seed <= LARGEST:
-            raise InputError(f"--seed {self.seed}: expected 0 to {LARGEST}")
+        if self.seed is not None:
+            seeds.check(self.seed, "--seed")
         for path in self.paths():
             checked_target(path)
             if self.continue_from is not None and _same(path, self.continue_from):

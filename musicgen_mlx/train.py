@@ -21,6 +21,7 @@ from backends.data.wav import check_whole
 from backends.errors import InputError
 from backends.training import launch
 from backends.training.loop import Result, train
+from backends.training.options import check_precision
 from backends.training.state import check_early, frozen_identity
 from musicgen_mlx import dataset
 from musicgen_mlx.config import MusicGenConfig, of_scale
@@ -42,8 +43,7 @@ def train_model(options: MusicGenOptions) -> Result:
     backend = get(options.backend, options.device)
     chief = backend.world.rank == 0
     settings = _settings(options)
-    if options.precision != "float32" and backend.name == "mlx":
-        raise InputError(f"--precision {options.precision}: only for --backend torch; use that or leave it out")
+    check_precision(options.precision, backend)
     segments.check_outside(options.output_dir, options.folders())
     check_early(backend, options, settings)
     train_on, held_out = recordings(options)

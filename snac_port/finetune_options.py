@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backends import seeds
 from backends.base import Window
 from backends.errors import InputError
 from backends.training.codec_options import CodecRunOptions
@@ -75,7 +76,7 @@ class FinetuneOptions(CodecRunOptions):
         named_otherwise = ("grad_clip", "save_every_batches", "save_every_minutes")  # in the loop's own options
         self.expect_0_or_more("codebook_weight", "quantize_after", *named_otherwise)
         self.expect_more_than_0("eval_batch_size", "save_every", "num_epochs")
-        self.expect_seed("random_seed")
+        seeds.check(self.random_seed, "--random-seed")
         if self.quantize_after and (self.freeze_encoder or self.freeze_vq or self.ema_decay):
             raise InputError(
                 f"--quantize-after {self.quantize_after} is for training everything from random weights: it needs "
@@ -86,7 +87,7 @@ class FinetuneOptions(CodecRunOptions):
             self.expect_unused(reason, "commitment_weight")
         if self.freeze_vq:
             self.expect_unused("the codebooks do not train without --no-freeze-vq", "codebook_weight")
-        self.training().optim()
+        self.training()  # which refuses what the loop cannot do
 
     @property
     def decoder_only(self) -> bool:

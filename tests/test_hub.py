@@ -52,8 +52,8 @@ def test_offline_says_what_is_missing_and_how_to_provide_it(option, tmp_path, mo
         load(name)
     assert time.perf_counter() - start < 5
     assert str(caught.value) == (
-        f"{option} {name}: there is no such directory, the Hub cannot be reached and its files are not in the local cache; fetch them where there "
-        f"is a network (hf download {name} --local-dir DIR) and give {option} DIR"
+        f"{option} {name}: there is no such directory, the Hub cannot be reached and its files are not in the local "
+        f"cache; fetch them where there is a network (hf download {name} --local-dir DIR) and give {option} DIR"
     )
 
 

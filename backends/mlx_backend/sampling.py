@@ -1,41 +1,16 @@
-"""Choosing tokens from logits with noise that is a function of (seed, step), the same on every backend."""
+"""Choosing tokens from logits; `backends.sampling` has the settings and the noise."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import mlx.core as mx
-import numpy as np
 
-from backends.errors import InputError
-from backends.seeds import gumbel
+from backends.sampling import Settings
 
 _NEVER = mx.array([[-mx.inf]])
-_LEAST_TEMPERATURE = float(np.finfo(np.float32).tiny)
 
 
-@dataclass(frozen=True)
-class Sampler:
-    """Temperature, exact top-k (logits below the k-th largest are out, ties with it stay) and top-p (0: off).
-
-    Drawing from a softmax is taking the largest of logits / temperature plus Gumbel noise, so one draw of noise serves
-    a whole frame. Temperature 0 is greedy; top_k 0 keeps everything.
-    """
-
-    temperature: float = 0.9
-    top_k: int = 50
-    top_p: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 <= self.top_p <= 1:
-            raise InputError(
-                f"temperature {self.temperature}, top-k {self.top_k}, top-p {self.top_p}: expected numbers from 0, "
-                "top-p up to 1"
-            )
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the likeliest token is taken: at temperature 0, and at those that float32 has no reciprocal of."""
-        return self.temperature < _LEAST_TEMPERATURE
+class Sampler(Settings):
+    """Chooses as its settings say."""
 
     def __call__(self, logits: mx.array, noise: mx.array) -> mx.array:
         """Logits (B, V) and as much of `noise` -> tokens (B,)."""
@@ -53,13 +28,8 @@ class Sampler:
         return mx.argmax(scores, axis=-1)
 
     def noise(self, shape: tuple[int, ...], seeds: Sequence[int], step: int) -> mx.array:
-        """The noise of a step for items with these seeds, (B, *shape), which has no columns where it is greedy.
-
-        It is Gumbel noise times the temperature: scaling the noise up is scaling the logits down.
-        """
-        if self.greedy:
-            return mx.zeros((len(seeds), *shape[:-1], 0))
-        return mx.array(float(self.temperature) * np.stack([gumbel(shape, seed, step) for seed in seeds]))
+        """`drawn`, as MLX's."""
+        return mx.array(self.drawn(shape, seeds, step))
 
 
 def nucleus(logits: mx.array, top_p: float) -> mx.array:

@@ -1,36 +1,14 @@
-"""Choosing tokens from logits with noise that is a function of (seed, step), the same on every backend."""
+"""Choosing tokens from logits; `backends.sampling` has the settings and the noise."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from backends.errors import InputError
-from backends.seeds import gumbel
-
-_LEAST_TEMPERATURE = float(np.finfo(np.float32).tiny)
+from backends.sampling import Settings
 
 
-@dataclass(frozen=True)
-class Sampler:
-    """As `backends.mlx_backend.sampling.Sampler`."""
-
-    temperature: float = 0.9
-    top_k: int = 50
-    top_p: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 <= self.top_p <= 1:
-            raise InputError(
-                f"temperature {self.temperature}, top-k {self.top_k}, top-p {self.top_p}: expected numbers from 0, "
-                "top-p up to 1"
-            )
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the likeliest token is taken: at temperature 0, and at those that float32 has no reciprocal of."""
-        return self.temperature < _LEAST_TEMPERATURE
+class Sampler(Settings):
+    """Chooses as its settings say."""
 
     def __call__(self, logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Logits (B, V) and as much of `noise` -> tokens (B,)."""
@@ -47,10 +25,8 @@ class Sampler:
         return scores.argmax(dim=-1)
 
     def noise(self, shape: tuple[int, ...], seeds: Sequence[int], step: int) -> torch.Tensor:
-        """The noise of a step for items with these seeds, (B, *shape), on the host; no columns where greedy."""
-        if self.greedy:
-            return torch.zeros(len(seeds), *shape[:-1], 0)
-        return torch.from_numpy(float(self.temperature) * np.stack([gumbel(shape, seed, step) for seed in seeds]))
+        """`drawn`, as PyTorch's, on the host."""
+        return torch.from_numpy(self.drawn(shape, seeds, step))
 
 
 def nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:

@@ -9,12 +9,11 @@ from typing import Any, ClassVar, Literal
 from backends.base import Backend, Precision
 from backends.data import segments
 from backends.errors import InputError
-from backends.seeds import LARGEST
 from backends.training import launch
 from backends.training.adversary import AdversaryPlan
 from backends.training.codec_loss import CodecLoss
 from backends.training.curriculum import Stage, check_lengths
-from backends.training.options import TrainOptions
+from backends.training.options import TrainOptions, check_precision
 from backends.training.rvq_codec import Quantising
 from backends.training.schedule import Schedule
 
@@ -111,10 +110,6 @@ class CodecRunOptions:
         """Raise InputError where one of these options is not from 0 to 1."""
         self._expect(names, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
-    def expect_seed(self, name: str) -> None:
-        """Raise InputError where this option is no seed."""
-        self._expect([name], lambda value: 0 <= value <= LARGEST, f"0 to {LARGEST}")
-
     def expect_unused(self, reason: str, *names: str) -> None:
         """Raise InputError where one of these options, which would do nothing, is another than its default."""
         for name in names:
@@ -163,11 +158,8 @@ class CodecRunOptions:
 
         oneDNN's bfloat16 gradient of a transposed convolution to its input is wrong for some shapes on CPUs with AMX.
         """
-        if self.precision == "float32":
-            return
-        if backend.name == "mlx":
-            raise InputError(f"--precision {self.precision}: only for --backend torch; on MLX use float32")
-        if not backend.has_gpu:
+        check_precision(self.precision, backend)
+        if self.precision != "float32" and not backend.has_gpu:
             raise InputError(
                 "--precision bfloat16: PyTorch's CPU kernels for transposed convolutions give wrong gradients in "
                 "bfloat16; use float32, or a GPU"

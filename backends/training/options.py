@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from backends.base import OptimSpec
+from backends import seeds
+from backends.base import Backend, OptimSpec, Precision
 from backends.errors import InputError
-from backends.seeds import LARGEST
 from backends.training.schedule import Schedule
 
 
@@ -88,8 +88,7 @@ class TrainOptions:
             raise InputError(
                 f"--weight-decay {self.weight_decay}: does nothing with --optimizer {self.optimizer}: give adamw"
             )
-        if not 0 <= self.seed <= LARGEST:
-            raise InputError(f"--seed {self.seed}: expected 0 to {LARGEST}")
+        seeds.check(self.seed, "--seed")
         self.optim()  # which refuses what it cannot do
 
     def optim(self) -> OptimSpec:
@@ -99,6 +98,12 @@ class TrainOptions:
             max_norm=self.max_norm or None,
             ema_decay=self.ema_decay or None,
         )
+
+
+def check_precision(precision: Precision, backend: Backend) -> None:
+    """Raise InputError, before anything is read, where the backend's steps compute in none such."""
+    if precision != "float32" and backend.name == "mlx":
+        raise InputError(f"--precision {precision}: only for --backend torch; on MLX use float32")
 
 
 # Options that may change between a run and its continuation: they do not alter what has been computed so far.

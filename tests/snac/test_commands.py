@@ -269,8 +269,8 @@ def test_checkpoints_that_are_not_there_are_named(tmp_path, capsys, monkeypatch,
     name = "hubertsiuzdak/snac_24khz"
     line = refused(capsys, command, *flags, backend=backend, checkpoint=name)
     assert line == (
-        f"--checkpoint {name}: there is no such directory, the Hub cannot be reached and its files are not in the local cache; fetch them where "
-        f"there is a network (hf download {name} --local-dir DIR) and give --checkpoint DIR"
+        f"--checkpoint {name}: there is no such directory, the Hub cannot be reached and its files are not in the "
+        f"local cache; fetch them where there is a network (hf download {name} --local-dir DIR) and give --checkpoint DIR"
     )
     (tmp_path / "empty").mkdir()
     line = refused(capsys, command, *flags, backend=backend, checkpoint=tmp_path / "empty")

@@ -45,8 +45,8 @@ def train_model(options: MusicGenOptions) -> Result:
     settings = _settings(options)
     check_precision(options.precision, backend)
     segments.check_outside(options.output_dir, options.folders())
-    check_early(backend, options, settings)
     train_on, held_out = recordings(options)
+    check_early(backend, options, settings)
     studio = load(options, backend)
     config = studio.config
     prompt = _sample_prompt(options, config, train_on)

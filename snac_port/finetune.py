@@ -38,10 +38,10 @@ def finetune(options: FinetuneOptions) -> Result:
     """Train as the options say, or continue the run in their output_dir."""
     backend = get(options.backend, options.device)
     options.check_precision(backend)
-    options.check_folders()
+    recordings = options.recordings()
     check_early(backend, options.training(), options.settings())
     model: Any = from_pretrained(options.pretrained_model, backend.name, options.device, option="--pretrained-model")
-    family, task, same = _task(options, backend, model)
+    family, task, same = _task(options, backend, model, *recordings)
     backend.train_only(
         model, lambda name: trains(name, encoder=not options.freeze_encoder, quantiser=not options.freeze_vq)
     )
@@ -61,10 +61,11 @@ def finetune(options: FinetuneOptions) -> Result:
     return training.run(lambda measured: _learner(training, family, options, measured))
 
 
-def _task(options: FinetuneOptions, backend: Backend, model: Any) -> tuple[SNACFamily, codec.CodecTask, dict[str, str]]:
+def _task(
+    options: FinetuneOptions, backend: Backend, model: Any, train_files: list[Path], val_files: list[Path]
+) -> tuple[SNACFamily, codec.CodecTask, dict[str, str]]:
     """The family, the task, and what must stay the same for a run to continue."""
     config = model.config
-    train_files, val_files = (segments.find(folder, option) for option, folder in options.folders().items())
     made = stages(options.curriculum, options.num_epochs, options.batch_size, options.segment_length)
     options.check_lengths(made, config.sampling_rate)
     cache = _cache(backend, model, [*train_files, *val_files]) if options.decoder_only else None

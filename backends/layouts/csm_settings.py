@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from backends.errors import InputError
 from backends.layouts import mimi_settings
+from backends.layouts.kinds import check_kinds, part, reading
 
 OURS = "audiosmith-csm"  # the model_type of our own config.json
 
@@ -55,15 +55,13 @@ def read(content: Mapping[str, Any], source: str) -> dict[str, Any] | None:
 
     Raises InputError, which begins with `source`, for one that is incomplete or of a model that is not supported.
     """
-    try:
+    with reading(source, "a complete CSM configuration"):
         if content.get("model_type") == OURS:
-            return _own(content)
+            return _sound(_own(content))
         if "depth_decoder_config" in content:
-            return _from_transformers(content)
+            return _sound(_from_transformers(content))
         if "backbone_flavor" in content:
-            return _from_sesame(content)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{source}: not a complete CSM configuration ({type(error).__name__}: {error})") from error
+            return _sound(_from_sesame(content))
     return None
 
 
@@ -78,20 +76,34 @@ def write(settings: Mapping[str, Any], layout: str) -> dict[str, Any]:
 
 def _own(content: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in content.items() if name != "model_type"}
-    stacks = {name: _checked({**_COMMON, **given[name]}, FLAVOURS["llama-1B"]) for name in ("backbone", "decoder")}
+    stacks = {
+        name: _checked({**_COMMON, **part(given, name)}, FLAVOURS["llama-1B"]) for name in ("backbone", "decoder")
+    }
     for stack in stacks.values():
         if stack["rope_scaling"]:
-            _checked(stack["rope_scaling"], _LLAMA3)
-    mimi = mimi_settings.checked(given.get("mimi", {}))
+            _checked(part(stack, "rope_scaling"), _LLAMA3)
+    mimi = mimi_settings.checked(part({"mimi": {}, **given}, "mimi"))
     return _checked({**PUBLISHED, **given, **stacks, "mimi": mimi}, PUBLISHED)
 
 
-def _checked(given: dict[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+def _sound(settings: dict[str, Any]) -> dict[str, Any]:
+    """The same. Raises ValueError for what cannot be a model."""
+    check_kinds(settings, PUBLISHED)
+    for stack in (settings["backbone"], settings["decoder"]):
+        scaling = stack["rope_scaling"]
+        check_kinds({**stack, "rope_scaling": scaling or {}}, FLAVOURS["llama-1B"])
+        check_kinds(scaling or {}, _LLAMA3)
+        if stack["heads"] % stack["kv_heads"]:
+            raise ValueError(f"{stack['heads']} heads cannot share {stack['kv_heads']} kv_heads")
+    return settings
+
+
+def _checked(given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     if unknown := set(given) - set(known):
         raise ValueError(f"unknown key {min(unknown)!r}")
     if missing := set(known) - set(given):
         raise ValueError(f"missing key {min(missing)!r}")
-    return given
+    return dict(given)
 
 
 def _from_sesame(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,7 +140,7 @@ def _to_sesame(settings: Mapping[str, Any]) -> dict[str, Any] | None:
 def _from_transformers(content: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "backbone": _stack_from_transformers(content),
-        "decoder": _stack_from_transformers(content["depth_decoder_config"]),
+        "decoder": _stack_from_transformers(part(content, "depth_decoder_config")),
         "text_vocab": content["text_vocab_size"],
         "audio_vocab": content.get("vocab_size") or content["audio_vocab_size"],
         "codebooks": content.get("num_codebooks") or content["audio_num_codebooks"],

@@ -4,8 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from backends.errors import InputError
-from backends.layouts.kinds import check_kinds
+from backends.layouts.kinds import check_kinds, part, reading
 from backends.layouts.xp_cfg import parsed
 
 # facebook/encodec_32khz, MusicGen's codec.
@@ -112,15 +111,13 @@ def to_transformers(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def read(content: Mapping[str, Any], source: str) -> dict[str, Any] | None:
     """The codec's settings in its own config.json or in a MusicGen's; None where the file does not say."""
-    try:
+    with reading(source, "a configuration of EnCodec 32 kHz's kind"):
         if content.get("model_type") == "encodec":
             return from_transformers(content)
         if content.get("model_type") == "audiosmith-musicgen":
-            return checked(content["encodec"])
+            return checked(part(content, "encodec"))
         if isinstance(content.get("audio_encoder"), Mapping):
             return from_transformers(content["audio_encoder"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{source}: not a configuration of EnCodec 32 kHz's kind ({error})") from error
     return None
 
 
@@ -128,10 +125,8 @@ def read_inside(metadata: Mapping[str, str], source: str) -> dict[str, Any] | No
     """The settings that audiocraft's compression_state_dict.bin carries."""
     if "xp.cfg" not in metadata:
         return None
-    try:
+    with reading(f"{source}: its xp.cfg", "one of EnCodec 32 kHz's kind"):
         return _from_audiocraft(parsed(metadata["xp.cfg"]))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{source}: its xp.cfg is not one of EnCodec 32 kHz's kind ({error})") from error
 
 
 def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,11 +145,11 @@ def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _from_audiocraft(cfg: Mapping[str, Any]) -> dict[str, Any]:
     if cfg.get("compression_model") != "encodec":
         raise ValueError(f"compression_model is {cfg.get('compression_model')!r}, expected 'encodec'")
-    seanet, rvq = dict(cfg["seanet"]), cfg["rvq"]
+    seanet, rvq = part(cfg, "seanet"), part(cfg, "rvq")
     for key, expected in _SEANET_FIXED.items():
         if seanet.get(key, expected) != expected:
             raise ValueError(f"seanet.{key} {seanet[key]!r} is not supported, only {expected!r}")
-    if cfg["encodec"].get("renormalize"):
+    if part(cfg, "encodec").get("renormalize"):
         raise ValueError("encodec.renormalize is not supported")
     if (seanet.get("decoder") or {}).get("final_activation"):
         raise ValueError("seanet.decoder.final_activation is not supported")

@@ -1,7 +1,30 @@
 """What kinds of values a configuration holds: those of its published one."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+
+from backends.errors import InputError
+
+_NAMES = {str: "a string", dict: "an object"}
+
+
+@contextmanager
+def reading(source: str, kind: str) -> Iterator[None]:
+    """Make of what goes wrong inside, with a configuration from `source`, the InputError that it is not `kind`."""
+    try:
+        yield
+    except KeyError as error:
+        raise InputError(f"{source}: not {kind} (no {error})") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{source}: not {kind} ({error})") from error
+
+
+def part(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A configuration inside another one. Raises KeyError where it is not there, ValueError where it is no object."""
+    if not isinstance(content[name], Mapping):
+        raise ValueError(f"{name} {content[name]!r}: expected an object")
+    return content[name]
 
 
 def check_kinds(settings: Mapping[str, Any], like: Mapping[str, Any], zero: Collection[str] = ()) -> None:
@@ -24,7 +47,7 @@ def check_kinds(settings: Mapping[str, Any], like: Mapping[str, Any], zero: Coll
                 "whole numbers from 1",
             )
         else:
-            fits, wanted = isinstance(value, type(model)), f"a {type(model).__name__}"
+            fits, wanted = isinstance(value, type(model)), _NAMES[type(model)]
         if not fits:
             raise ValueError(f"{key} {value!r}: expected {wanted}")
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from backends.errors import InputError
+from backends.layouts.kinds import check_kinds, part, reading
 
 # kyutai's published codec (arXiv:2410.00037), which comes without a configuration.
 PUBLISHED: dict[str, Any] = {
@@ -67,11 +68,9 @@ _FIXED = {  # freedoms of transformers' form that this codec does not have
 def from_transformers(content: Mapping[str, Any]) -> dict[str, Any]:
     """Ours from transformers' form; what is absent is the published codec's. Raises ValueError."""
     given = {ours: content[theirs] for ours, theirs in _THEIRS.items() if content.get(theirs) is not None}
-    settings = {**PUBLISHED, **given}
     rope = content.get("rope_parameters") or {}
     theta = rope.get("rope_theta") or content.get("rope_theta")
-    if theta:
-        settings["rope_theta"] = theta
+    settings = checked({**given, **({"rope_theta": theta} if theta else {})})
     for key, expected in {**_FIXED, **_derived(settings)}.items():
         if content.get(key) not in (None, expected):
             raise ValueError(f"codec {key} {content[key]!r} is not supported, only {expected!r}")
@@ -94,24 +93,28 @@ def to_transformers(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def read(content: Mapping[str, Any], source: str) -> dict[str, Any] | None:
     """The codec's settings in its own or in a CSM's config.json; None where the file does not say."""
-    try:
+    with reading(source, "a Mimi configuration"):
         if content.get("model_type") == "mimi":
             return from_transformers(content)
         if content.get("codec_config"):
-            return from_transformers(content["codec_config"])
+            return from_transformers(part(content, "codec_config"))
         if content.get("model_type") == "audiosmith-csm":
-            return checked(content["mimi"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{source}: not a Mimi configuration ({error})") from error
+            return checked(part(content, "mimi"))
     return None
 
 
 def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Ours with what is absent filled in. Raises ValueError for an unknown key."""
-    unknown = set(settings) - set(PUBLISHED)
-    if unknown:
+    """Ours with what is absent filled in. Raises ValueError for an unknown key and for what cannot be a codec."""
+    if unknown := set(settings) - set(PUBLISHED):
         raise ValueError(f"unknown key {min(unknown)!r}")
-    return {**PUBLISHED, **settings}
+    settings = {**PUBLISHED, **settings}
+    check_kinds(settings, PUBLISHED, zero=["residual_layers"])
+    codebooks, semantic, width, heads = (settings[k] for k in ("codebooks", "semantic_codebooks", "width", "heads"))
+    if semantic >= codebooks:
+        raise ValueError(f"codebooks {codebooks}: expected more than semantic_codebooks {semantic}")
+    if width % (2 * heads):
+        raise ValueError(f"width {width}: expected an even multiple of heads {heads}")
+    return settings
 
 
 def _derived(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from backends.errors import InputError
 from backends.layouts import encodec_settings, t5_settings
-from backends.layouts.kinds import check_kinds
+from backends.layouts.kinds import check_kinds, part, reading
 from backends.layouts.xp_cfg import parsed
 
 OURS = "audiosmith-musicgen"  # the model_type of our own config.json
@@ -95,15 +95,13 @@ def read(content: Mapping[str, Any], source: str) -> dict[str, Any] | None:
 
     Raises InputError, which begins with `source`, for one that is incomplete or of a model that is not supported.
     """
-    try:
+    with reading(source, "a complete MusicGen configuration"):
         if content.get("model_type") == OURS:
             return _own(content)
         if content.get("model_type") in ("musicgen", "musicgen_melody"):
             return _from_composite(content)
         if content.get("model_type") in ("musicgen_decoder", "musicgen_melody_decoder"):
             return checked({**_from_decoder(content), "condition": "none"})
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{source}: not a complete MusicGen configuration ({error})") from error
     return None
 
 
@@ -111,10 +109,8 @@ def read_inside(metadata: Mapping[str, str], source: str) -> dict[str, Any] | No
     """The settings that audiocraft's state_dict.bin carries."""
     if "xp.cfg" not in metadata:
         return None
-    try:
+    with reading(f"{source}: its xp.cfg", "one of a MusicGen"):
         return _from_audiocraft(parsed(metadata["xp.cfg"]))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{source}: its xp.cfg is not one of a MusicGen ({error})") from error
 
 
 def write(settings: Mapping[str, Any], layout: str) -> dict[str, Any]:
@@ -153,8 +149,8 @@ def checked(settings: Mapping[str, Any]) -> dict[str, Any]:
     if unknown := set(settings) - set(PUBLISHED):
         raise ValueError(f"unknown key {min(unknown)!r}")
     settings = {**PUBLISHED, **settings}
-    settings["encodec"] = encodec_settings.checked(settings["encodec"])
-    settings["t5"] = t5_settings.checked(settings["t5"])
+    settings["encodec"] = encodec_settings.checked(part(settings, "encodec"))
+    settings["t5"] = t5_settings.checked(part(settings, "t5"))
     check_kinds(settings, PUBLISHED, zero=("chroma", "chroma_frames"))
     if settings["condition"] not in CONDITIONS:
         raise ValueError(f"condition {settings['condition']!r} is not one of {', '.join(CONDITIONS)}")
@@ -182,14 +178,14 @@ def _from_decoder(content: Mapping[str, Any]) -> dict[str, Any]:
 def _from_composite(content: Mapping[str, Any]) -> dict[str, Any]:
     melody = content["model_type"] == "musicgen_melody"
     chroma = {"chroma": content.get("num_chroma", 12), "chroma_frames": content.get("chroma_length", 235)}
-    t5 = t5_settings.from_transformers(content["text_encoder"])
+    t5 = t5_settings.from_transformers(part(content, "text_encoder"))
     return checked(
         {
-            **_from_decoder(content["decoder"]),
+            **_from_decoder(part(content, "decoder")),
             "condition": "prepend" if melody else "cross",
             **(chroma if melody else {}),
             "text_width": t5["width"],
-            "encodec": encodec_settings.from_transformers(content["audio_encoder"]),
+            "encodec": encodec_settings.from_transformers(part(content, "audio_encoder")),
             "t5": t5,
         }
     )
@@ -197,7 +193,7 @@ def _from_composite(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _from_audiocraft(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """`conditioners` may be a mapping, empty, null or absent: the last three are a model without a condition."""
-    lm, conditioners = cfg["transformer_lm"], dict(cfg.get("conditioners") or {})
+    lm, conditioners = part(cfg, "transformer_lm"), dict(cfg.get("conditioners") or {})
     for key, expected in _TRANSFORMER_LM_FIXED.items():
         if lm.get(key, expected) != expected:
             raise ValueError(f"transformer_lm.{key} {lm[key]!r} is not supported, only {expected!r}")

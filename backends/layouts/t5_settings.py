@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from backends.errors import InputError
-from backends.layouts.kinds import check_kinds
+from backends.layouts.kinds import check_kinds, part, reading
 
 # google-t5/t5-base, MusicGen's text encoder.
 PUBLISHED: dict[str, Any] = {
@@ -70,15 +69,13 @@ def to_transformers(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def read(content: Mapping[str, Any], source: str) -> dict[str, Any] | None:
     """The encoder's settings in its own config.json or in a MusicGen's; None where the file does not say."""
-    try:
+    with reading(source, "a T5 configuration"):
         if content.get("model_type") == "t5":
             return from_transformers(content)
         if content.get("model_type") == "audiosmith-musicgen":
-            return checked(content["t5"])
+            return checked(part(content, "t5"))
         if isinstance(content.get("text_encoder"), Mapping):
             return from_transformers(content["text_encoder"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{source}: not a T5 configuration ({error})") from error
     return None
 
 

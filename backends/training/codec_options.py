@@ -134,12 +134,16 @@ class CodecRunOptions:
         """The folders of recordings by option."""
         return {"--train-data": self.train_data, "--val-data": self.val_data}
 
-    def check_folders(self) -> None:
-        """Raise InputError where the run would be trained on its own samples, or on what it validates on."""
+    def recordings(self) -> tuple[list[Path], list[Path]]:
+        """The files to train and to validate on.
+
+        Raises InputError where the run would be trained on its own samples, or on what it validates on.
+        """
         folders = self.folders()
         segments.check_outside(self.training().output_dir, folders)
         trained, held_out = (segments.find(folder, option) for option, folder in folders.items())
         segments.check_apart(trained, held_out, folders, "give folders that are apart")
+        return trained, held_out
 
     def adversary(self) -> AdversaryPlan | None:
         """The adversarial stage, if there is one."""

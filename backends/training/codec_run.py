@@ -1,6 +1,6 @@
 """A run that trains a codec with averaged codebooks, as the commands for Mimi and EnCodec start it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,10 @@ def run(opened: Callable[[Backend, str | None, str | None, int], Codec], options
     """
     backend = get(options.backend, options.device)
     options.check_precision(backend)
-    options.check_folders()
+    recordings = options.recordings()
     check_early(backend, options.training(), options.settings())
     found = opened(backend, options.codec, options.scale, options.seed)
-    task, family, identity = _task(found, options, backend)
+    task, family, identity = _task(found, options, backend, recordings)
     codebooks = rvq_codec.buffers(family, found.model)
     backend.train_only(found.model, found.decodes if options.decoder_only else lambda name: name not in codebooks)
     training = CodecTraining(
@@ -79,12 +79,11 @@ def run(opened: Callable[[Backend, str | None, str | None, int], Codec], options
     return training.run(learner)
 
 
-def _task(found: Codec, options: CodecOptions, backend: Backend) -> tuple[codec.CodecTask, RVQFamily, dict[str, str]]:
+def _task(
+    found: Codec, options: CodecOptions, backend: Backend, recordings: Iterable[Sequence[Path]]
+) -> tuple[codec.CodecTask, RVQFamily, dict[str, str]]:
     """The task, its family, and what must stay the same for a run to continue."""
-    training, held_out = (
-        segments.source(segments.find(folder, option), found.rate_hz, found.frame_samples)
-        for option, folder in options.folders().items()
-    )
+    training, held_out = (segments.source(paths, found.rate_hz, found.frame_samples) for paths in recordings)
     loss = options.loss(rate_hz=found.rate_hz, frame_samples=found.frame_samples, code_width=found.code_width)
     quantising = options.quantising(from_scratch=found.from_scratch)
     family = RVQFamily(loss, found.codebooks, quantising, backend.name, Hooks(aside=frozenset([COMMITMENT])))

@@ -10,6 +10,7 @@ import torch
 from weights import assert_same, converted, load, refused, save
 
 from backends.layouts import convert, files
+from backends.layouts.csm_settings import FLAVOURS, PUBLISHED
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,10 @@ def test_without_a_configuration_only_the_published_model_is_read(tmp_path, ours
     assert "missing backbone.layers.10." in line
 
 
+def published(**changes: object) -> str:
+    return json.dumps({"model_type": "audiosmith-csm", **PUBLISHED, **changes})
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -79,6 +84,15 @@ def test_without_a_configuration_only_the_published_model_is_read(tmp_path, ours
         (json.dumps({"model_type": "audiosmith-csm", "backbone": {}}), "not a complete CSM configuration"),
         (json.dumps({"depth_decoder_config": {}, "num_hidden_layers": 2}), "not a complete CSM configuration"),
         (json.dumps({"backbone_flavor": "llama-8B", "decoder_flavor": "llama-300M"}), "'llama-8B' is not one of"),
+        (published(backbone=None), "backbone None: expected an object"),
+        (published(mimi=None), "mimi None: expected an object"),
+        (published(mimi={"heads": 0}), "heads 0: expected a whole number from 1"),
+        (published(mimi={"heads": 3}), "width 512: expected an even multiple of heads 3"),
+        (published(mimi={"semantic_codebooks": 32}), "codebooks 32: expected more than semantic_codebooks 32"),
+        (published(codebooks="32"), "codebooks '32': expected a whole number from 1"),
+        (published(decoder={**FLAVOURS["llama-100M"], "width": 1.5}), "width 1.5: expected a whole number from 1"),
+        (published(decoder={**FLAVOURS["llama-100M"], "kv_heads": 3}), "8 heads cannot share 3 kv_heads"),
+        (published(decoder={**FLAVOURS["llama-100M"], "rope_scaling": 2}), "rope_scaling 2: expected an object"),
     ],
 )
 def test_a_bad_configuration_is_named(tmp_path, ours, capsys, content, said):

@@ -206,7 +206,7 @@ def test_the_published_configurations_are_read():
         ({"sampling_rate": 0}, "sample_rate_hz 0: expected a whole number from 1"),
         ({"upsampling_ratios": [8, 5.0]}, "ratios \\[8, 5.0\\]: expected whole numbers from 1"),
         ({"upsampling_ratios": []}, "ratios \\[\\]: expected whole numbers from 1"),
-        ({"pad_mode": 3}, "pad 3: expected a str"),
+        ({"pad_mode": 3}, "pad 3: expected a string"),
     ],
 )
 def test_codecs_of_another_kind_are_refused(change, said):
@@ -233,6 +233,17 @@ def test_configurations_of_no_model_are_refused(change, said):
     for broken in ({"num_heads": 0}, {"layer_norm_epsilon": "1e-6"}):
         with pytest.raises(InputError, match="test: not a T5 configuration .* expected a"):
             t5_settings.read({**t5_settings.to_transformers(t5_settings.PUBLISHED), **broken}, "test")
+
+
+@pytest.mark.parametrize("part", ["decoder", "audio_encoder", "text_encoder"])
+def test_configurations_without_one_of_their_parts_are_refused(part):
+    content = musicgen_settings.write(musicgen_settings.PUBLISHED, "musicgen")
+    for change, said in (({part: None}, f"{part} None: expected an object"), ({}, f"no '{part}'")):
+        with pytest.raises(InputError, match=f"^test: not a complete MusicGen configuration .{said}.$"):
+            musicgen_settings.read({**{k: v for k, v in content.items() if k != part}, **change}, "test")
+    for ours, reader in (("encodec", encodec_settings), ("t5", t5_settings)):
+        with pytest.raises(InputError, match=f"{ours} None: expected an object"):
+            reader.read({**musicgen_settings.write(musicgen_settings.PUBLISHED, "mlx-musicgen"), ours: None}, "test")
 
 
 @pytest.mark.parametrize("name", t5_settings.NAMED)

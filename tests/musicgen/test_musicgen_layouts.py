@@ -157,7 +157,7 @@ def test_a_codec_that_is_elsewhere_is_fetched_when_needed(tmp_path, bare):
     [
         ({"best_state": {"model": {}}, "xp.cfg": ""}, "export it with audiocraft's export.py"),
         ({"best_state": {}, "xp.cfg": "a: [1"}, "not valid YAML"),
-        ({"best_state": {}, "xp.cfg": "lm_model: transformer_lm"}, "xp.cfg is not one of a MusicGen"),
+        ({"best_state": {}, "xp.cfg": "lm_model: transformer_lm"}, "xp.cfg: not one of a MusicGen (no 'transformer_lm')"),
         ({"best_state": {}, "xp.cfg": published.xp_cfg(64, 2, 4).replace("norm_first: true", "norm_first: false")},
          "transformer_lm.norm_first False is not supported"),
         ({"best_state": {}, "xp.cfg": published.xp_cfg(64, 2, 4).replace("[0, 1, 2, 3]", "[0, 0, 0, 0]")},

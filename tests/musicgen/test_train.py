@@ -390,7 +390,8 @@ def test_bad_data_is_named(loops, tmp_path, capsys):
     soundfile.write(bare / "loop1.wav", np.full(8000, np.nan, np.float32), 8000, subtype="FLOAT")
     assert "loop1.wav: holds NaN" in fails(capsys, bare, tmp_path / "run", "mlx", *PLAIN)
     (tmp_path / "empty").mkdir()
-    assert "holds no recordings" in fails(capsys, tmp_path / "empty", tmp_path / "run", "mlx", *PLAIN)
+    assert "holds no recordings" in fails(capsys, tmp_path / "empty", tmp_path / "mistyped", "mlx", *PLAIN)
+    assert not (tmp_path / "mistyped").exists()
 
 
 def test_melody_models_are_refused(loops, tmp_path, capsys):

@@ -178,7 +178,7 @@ def test_audiocrafts_files_say_it(said, expected):
 
 def test_a_duration_of_audiocrafts_that_is_none_is_refused():
     told = {"xp.cfg": published.xp_cfg(64, 2, 4).replace("segment_duration: 30", "segment_duration: long")}
-    with pytest.raises(InputError, match=r"test: its xp.cfg .*segment_s 'long': expected a number above 0"):
+    with pytest.raises(InputError, match=r"test: its xp.cfg: .*segment_s 'long': expected a number above 0"):
         musicgen_settings.read_inside(told, "test")
 
 

@@ -3,6 +3,7 @@
 `Sampler` in `backends.mlx_backend.sampling` and `backends.torch_backend.sampling` chooses.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,23 +16,27 @@ _LEAST_TEMPERATURE = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Temperature, exact top-k (logits below the k-th largest are out, ties with it stay) and top-p (0: off).
+class Sampling:
+    """How a token is drawn; temperature 0 is greedy, and 0 turns the others off.
+
+    top_k: of so many likeliest tokens, and of those as likely as the last of them.
+    top_p: of the likeliest with this total probability, after the temperature.
+    min_p: of those with at least this share of the likeliest's probability, after the temperature.
 
     Drawing from a softmax is taking the largest of logits / temperature plus Gumbel noise, so one draw of noise serves
-    a whole frame. Temperature 0 is greedy; top_k 0 keeps everything.
+    a whole frame.
     """
 
     temperature: float = 0.9
     top_k: int = 50
     top_p: float = 0.0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 <= self.top_p <= 1:
-            raise InputError(
-                f"temperature {self.temperature}, top-k {self.top_k}, top-p {self.top_p}: expected numbers from 0, "
-                "top-p up to 1"
-            )
+        for name, most in (("temperature", math.inf), ("top_k", math.inf), ("top_p", 1), ("min_p", 1)):
+            value = getattr(self, name)
+            if not 0 <= value <= most or math.isinf(value):  # NaN is not
+                raise InputError(f"{name} {value}: expected a number from 0" + (f" to {most}" if most == 1 else ""))
 
     @property
     def greedy(self) -> bool:

@@ -10,12 +10,12 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from backends import cli
+from backends import cli, seeds
 from backends.data import audio
 from backends.data.stream import checked_target
 from backends.errors import InputError
@@ -94,6 +94,8 @@ class GenerateOptions:
             if not 0 <= getattr(self, name) <= highest:  # NaN is not
                 expected = "a number from 0" if highest == large else f"0 to {highest}"
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected {expected}")
+        if self.seed is not None:
+            seeds.check(self.seed, "--seed")
         if any(speaker < 0 for speaker in self.context_speaker):
             raise InputError(f"--context-speaker {min(self.context_speaker)}: expected whole numbers from 0")
 
@@ -114,7 +116,7 @@ def main(options: GenerateOptions) -> None:
             options.speaker,
             _context(options),
             options.max_audio_length_ms,
-            sampler=_sampler(options, model.config.mimi.entries),
+            sampler=Sampler(options.temperature, options.top_k, options.top_p, options.min_p),
             seed=options.seed,
             progress=lambda _count: bar.update(),
         )
@@ -147,15 +149,6 @@ def _context(options: GenerateOptions) -> list[Segment]:
     speakers *= 1 if len(speakers) > 1 else max(1, len(options.context_audio))
     turns = zip(speakers, options.context_text, options.context_audio, strict=False)
     return [Segment(speaker, text, audio_path=path) for speaker, text, path in turns]
-
-
-def _sampler(options: GenerateOptions, entries: int) -> Any:
-    if not options.min_p:
-        return Sampler(options.temperature, options.top_k, options.top_p)
-    from mlx_lm.sample_utils import make_sampler  # heavy: it imports transformers
-
-    top_k = options.top_k if options.top_k < entries else 0  # mlx-lm refuses to keep them all by their number
-    return make_sampler(options.temperature, top_p=options.top_p, min_p=options.min_p, top_k=top_k)
 
 
 def _closing(options: GenerateOptions, seconds: float, elapsed: float, *, full: bool) -> str:

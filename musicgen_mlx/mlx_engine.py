@@ -1,6 +1,7 @@
 """Generation on MLX with NumPy at its borders; `musicgen_mlx.torch_engine` is its mirror."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class Engine:
         self, laid: np.ndarray, said: Any, seeds: Sequence[int], sampling: Sampling, guidance: float
     ) -> Iterator[np.ndarray]:
         """The steps (B, K) that are not known in `laid` (B, K, S)."""
-        sampler = Sampler(sampling.temperature, sampling.top_k, sampling.top_p)
+        sampler = Sampler(**asdict(sampling))
         for step in generation.predicted_steps(self.model, laid, said, seeds, sampler, guidance):
             yield np.array(step)
 

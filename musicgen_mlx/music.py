@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import audiofile
 import numpy as np
 
+from backends import sampling
 from backends.base import Memory
 from backends.data import audio as audio_files
 from backends.errors import InputError
@@ -24,18 +25,11 @@ STRIDE = 3 / 5  # of a window: audiocraft's extend_stride is 18 s of 30
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How codes are chosen: audiocraft's defaults. Temperature 0 is greedy, top_k and top_p 0 are off."""
+class Sampling(sampling.Sampling):
+    """How codes are drawn, by audiocraft's defaults."""
 
     temperature: float = 1.0
     top_k: int = 250
-    top_p: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, most in (("temperature", math.inf), ("top_k", math.inf), ("top_p", 1)):
-            value = getattr(self, name)
-            if not 0 <= value <= most or math.isinf(value):  # NaN is not
-                raise InputError(f"{name} {value}: expected a number from 0" + (f" to {most}" if most == 1 else ""))
 
 
 class Stream(Protocol):

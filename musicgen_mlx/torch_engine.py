@@ -1,6 +1,7 @@
 """Generation on PyTorch with NumPy at its borders; `musicgen_mlx.mlx_engine` is its mirror."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class Engine:
     def steps(
         self, laid: np.ndarray, said: Any, seeds: Sequence[int], sampling: Sampling, guidance: float
     ) -> Iterator[np.ndarray]:
-        sampler = Sampler(sampling.temperature, sampling.top_k, sampling.top_p)
+        sampler = Sampler(**asdict(sampling))
         for step in torch_generation.predicted_steps(self.model, laid, said, seeds, sampler, guidance):
             yield step.numpy().astype(np.int32)
 

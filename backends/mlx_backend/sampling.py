@@ -1,15 +1,16 @@
 """Choosing tokens from logits; `backends.sampling` has the settings and the noise."""
 
+import math
 from collections.abc import Sequence
 
 import mlx.core as mx
 
-from backends.sampling import Settings
+from backends.sampling import Sampling
 
 _NEVER = mx.array([[-mx.inf]])
 
 
-class Sampler(Settings):
+class Sampler(Sampling):
     """Chooses as its settings say."""
 
     def __call__(self, logits: mx.array, noise: mx.array) -> mx.array:
@@ -21,6 +22,9 @@ class Sampler(Settings):
         if self.top_p:
             under = logits - logits.max(axis=-1, keepdims=True)  # over a small temperature nothing but -inf overflows
             scores = mx.where(nucleus(under / self.temperature, self.top_p), scores, _NEVER)
+        if self.min_p:
+            least = logits.max(axis=-1, keepdims=True) + self.temperature * math.log(self.min_p)
+            scores = mx.where(logits < least, _NEVER, scores)
         V = logits.shape[-1]
         if 0 < self.top_k < V:
             smallest_kept = mx.partition(logits, V - self.top_k, axis=-1)[:, V - self.top_k : V - self.top_k + 1]

@@ -1,13 +1,14 @@
 """Choosing tokens from logits; `backends.sampling` has the settings and the noise."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 
-from backends.sampling import Settings
+from backends.sampling import Sampling
 
 
-class Sampler(Settings):
+class Sampler(Sampling):
     """Chooses as its settings say."""
 
     def __call__(self, logits: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
@@ -19,6 +20,9 @@ class Sampler(Settings):
         if self.top_p:
             under = logits - logits.amax(dim=-1, keepdim=True)  # over a small temperature nothing but -inf overflows
             scores = scores.masked_fill(~nucleus(under / self.temperature, self.top_p), -torch.inf)
+        if self.min_p:
+            least = logits.amax(dim=-1, keepdim=True) + self.temperature * math.log(self.min_p)
+            scores = scores.masked_fill(logits < least, -torch.inf)
         if 0 < self.top_k < logits.shape[-1]:
             smallest_kept = logits.kthvalue(logits.shape[-1] - self.top_k + 1, dim=-1, keepdim=True).values
             scores = scores.masked_fill(logits < smallest_kept, -torch.inf)

@@ -180,6 +180,8 @@ class _Run:
         with self.step.averaged():
             value = validate(self.evaluate, self.task, self.state.epoch, self.backend.world)
         if value is not None:
+            if not math.isfinite(value):
+                raise self._diverged(f"the validation loss became {value} at step {self.state.step}")
             self._row({"val_loss": value})
             self._judge(self.task.hooks.judged(self.state.epoch, value))
         self._sample()
@@ -266,12 +268,13 @@ class _Run:
     def _finite(self, metrics: Metrics) -> None:
         if math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"]):
             return
+        became = f"{metrics['loss']} (gradient norm {metrics['grad_norm']})"
+        raise self._diverged(f"the loss became {became} at step {self.state.step + 1}")
+
+    def _diverged(self, said: str) -> InputError:
         kept = self.checkpoints.all()
         good = f"the newest checkpoint is step {step_of(kept[-1])}" if kept else "no checkpoint was saved yet"
-        raise InputError(
-            f"the loss became {metrics['loss']} (gradient norm {metrics['grad_norm']}) at step {self.state.step + 1}: "
-            f"lower --learning-rate or --max-norm, or look for damaged audio; {good}"
-        )
+        return InputError(f"{said}: lower --learning-rate or --max-norm, or look for damaged audio; {good}")
 
     def _stop_here(self, signum: int) -> None:
         self._report()

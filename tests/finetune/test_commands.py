@@ -495,6 +495,7 @@ def test_importing_the_command_leaves_the_function_callable():
         (["--text", "a", "--top-k", "-1"], "--top-k -1: expected a number from 0"),
         (["--text", "a", "--top-p", "2"], "--top-p 2.0: expected 0 to 1"),
         (["--text", "a", "--min-p", "2"], "--min-p 2.0: expected 0 to 1"),
+        (["--text", "a", "--seed", "-1"], "--seed -1: expected 0 to 4294967295"),
         (["--text", "a", "--speaker", "-2"], "--speaker -2: expected a number from 0"),
         (["--text", "a", "--max-audio-length-ms", "nan"], "--max-audio-length-ms nan: expected a number from 0"),
         (["--text", "a", "--max-audio-length-ms", "1e9"], "max_audio_length_ms must be less than 163680"),

@@ -175,8 +175,25 @@ def test_top_p_keeps_the_likeliest_of_that_probability(top_p):
     theirs, own = TorchSampler(1.0, 0, top_p), Sampler(1.0, 0, top_p)
     assert {int(theirs(torch.from_numpy(logits), theirs.noise((4,), [0], i))) for i in range(300)} == allowed
     assert {int(own(mx.array(logits), own.noise((4,), [0], i))) for i in range(300)} == allowed
-    with pytest.raises(InputError, match="top-p"):
+    with pytest.raises(InputError, match="top_p 2.0: expected a number from 0 to 1"):
         TorchSampler(top_p=2.0)
+
+
+@pytest.mark.parametrize(("min_p", "temperature"), [(0.0, 1.0), (0.29, 1.0), (0.5, 1.0), (0.5, 2.0), (1.0, 1.0)])
+def test_min_p_keeps_what_has_that_share_of_the_likeliest(min_p, temperature):
+    """0.5, 0.3, 0.15, 0.05; at temperature 2 their roots, of which the second and third have 0.77 and 0.55."""
+    logits = np.log(np.array([[0.05, 0.5, 0.15, 0.3]], np.float32))
+    allowed = {0.0: {0, 1, 2, 3}, 0.29: {1, 2, 3}, 0.5: {1, 3}, 1.0: {1}}[min_p] | ({2} if temperature == 2 else set())
+    theirs, own = TorchSampler(temperature, 0, 0, min_p), Sampler(temperature, 0, 0, min_p)
+    assert {int(theirs(torch.from_numpy(logits), theirs.noise((4,), [0], i))) for i in range(300)} == allowed
+    assert {int(own(mx.array(logits), own.noise((4,), [0], i))) for i in range(300)} == allowed
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "min_p"])
+def test_settings_that_are_no_numbers_are_refused(name):
+    for value in (-1, float("nan"), float("inf")):
+        with pytest.raises(InputError, match=f"^{name} {value}: expected a number from 0"):
+            Sampler(**{name: value})
 
 
 @pytest.mark.parametrize("temperature", [1e-46, 1e-40, 1e-38, 1e-30])

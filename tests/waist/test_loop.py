@@ -3,6 +3,7 @@
 import errno
 import inspect
 import json
+import math
 import os
 import signal
 from dataclasses import replace
@@ -492,6 +493,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_checkpoints(side,
     assert same(side.backend.to_host(weights), good)
     with pytest.raises(InputError, match="no checkpoint was saved yet"):
         train(side, tmp_path / "fresh", ToyTask(side, poison_step=0))
+
+
+def test_a_validation_loss_that_is_not_finite_is_no_best(side, tmp_path, monkeypatch):
+    values = iter((3.0, math.nan))
+    monkeypatch.setattr(loop, "validate", lambda *args: next(values))
+    with pytest.raises(InputError, match=r"validation loss became nan at step 8: .*the newest checkpoint is step 4"):
+        train(side, tmp_path, epochs=3, patience=2)
+    assert logged(tmp_path, "val_loss") == [(4, 3.0)]
 
 
 def test_base_weights_stay_bit_identical(side, tmp_path):

@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from backends.data import audio
+from backends.data.parts import parts
 from backends.errors import InputError
 from backends.seeds import rng
 
@@ -94,14 +95,16 @@ class Source:
 
     def _piece(self, piece: Piece, draw: np.random.Generator) -> tuple[np.ndarray, Piece]:
         recording = self.recordings[piece.file]
-        whole = audio.read(recording.path, self.rate_hz)
-        whole = np.pad(whole, (0, max(0, recording.units * self.unit_samples - whole.size)))
+        part = parts(recording.path, self.rate_hz)
+
+        def cut(start: int) -> np.ndarray:
+            return part(start * self.unit_samples, piece.units * self.unit_samples)
+
         if piece.start is not None:
-            return self._cut(whole, piece.start, piece.units), piece
-        starts = draw.integers(0, recording.units - piece.units + 1, TRIES)
-        crops = ((self._cut(whole, start, piece.units), start) for start in starts.tolist())
+            return cut(piece.start), piece
         loudest, best = -1.0, None
-        for crop, start in crops:
+        for start in draw.integers(0, recording.units - piece.units + 1, TRIES).tolist():
+            crop = cut(start)
             loudness = float(np.sqrt(np.mean(crop**2)))
             if loudness > loudest:
                 loudest, best = loudness, (crop, Piece(piece.file, start, piece.units))
@@ -109,9 +112,6 @@ class Source:
                 break
         assert best is not None
         return best
-
-    def _cut(self, whole: np.ndarray, start: int, units: int) -> np.ndarray:
-        return whole[start * self.unit_samples : (start + units) * self.unit_samples]
 
 
 def find(folder: Path, option: str) -> list[Path]:

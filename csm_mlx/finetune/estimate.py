@@ -1,6 +1,6 @@
 """Before a run: what will train, and about how much memory it will take."""
 
-from collections.abc import Sequence
+from itertools import chain
 
 from backends.base import Backend, Batch
 from csm_mlx.companions import codec_of
@@ -46,15 +46,10 @@ def peak_bytes(model: CSM, task: CSMTask, options: CSMOptions, backend: Backend)
     trained = sum(value.nbytes for value in backend.trainable(model).values())
     weights = sum(value.nbytes for value in backend.parameters(model).values())
     codec = sum(value.nbytes for value in backend.parameters(codec_of(model)).values())
-    largest = max(_activations(model, batch) for batch in _some_batches(task))
+    largest = max(_activations(model, batch) for batch in chain.from_iterable(task.batches(1, 0)))  # one at a time
     # Besides the moments: gradients, the new values beside the old ones, and a second set of gradients to add to.
     copies = 2 + MOMENTS[options.optimizer] + (options.gradient_accumulation > 1)
     return int(weights + codec + copies * trained + largest)
-
-
-def _some_batches(task: CSMTask) -> Sequence[Batch]:
-    updates = list(task.batches(1, 0))
-    return [batch for micro_batches in updates for batch in micro_batches]
 
 
 def _activations(model: CSM, batch: Batch) -> int:

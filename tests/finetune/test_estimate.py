@@ -1,6 +1,7 @@
 """The memory that a run expects to need against what it takes."""
 
 import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+import csm_mlx.task
 from backends import get
 from backends.base import OptimSpec
 from backends.training.evaluation import term_weights
@@ -53,6 +55,28 @@ def test_the_estimate_is_within_a_factor_of_two(recompute, lora, fraction):
         step(update, term_weights(task, task.counts(update), backend.world), 1e-4)
     taken = backend.memory().peak - before
     assert taken / 2 < expected < 2 * taken
+
+
+def test_the_largest_batch_counts_and_no_other_is_kept(monkeypatch):
+    backend, model = get("mlx"), CSM.from_pretrained("tiny")
+    options = LoRAOptions(data_path=Path("x"))
+    made, most_alive = [], 0
+
+    def counted(examples, frames):
+        nonlocal most_alive
+        array = collate(examples, frames)
+        made.append(weakref.ref(array["rows"]))
+        most_alive = max(most_alive, sum(rows() is not None for rows in made))
+        return array
+
+    collate = csm_mlx.task.collate
+    monkeypatch.setattr(csm_mlx.task, "collate", counted)
+    short = [example(10)] * 20
+    alone = peak_bytes(model, CSMTask([example(300)], Plan(1), backend.world), options, backend)
+    assert peak_bytes(model, CSMTask([*short, example(300)], Plan(1), backend.world), options, backend) == alone
+    assert peak_bytes(model, CSMTask(short, Plan(1), backend.world), options, backend) < alone
+    assert len(made) == 42
+    assert most_alive <= 2
 
 
 def test_the_table_names_what_trains():

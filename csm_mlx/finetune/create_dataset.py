@@ -7,6 +7,7 @@ A recording `a.wav` goes with `a.normalized.txt`, else `a.original.txt`, else `a
 """
 
 import csv
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -47,10 +48,10 @@ class CreateDatasetOptions:
     max_samples: int | None = None
     """Stop after so many clips."""
     max_audio_length_ms: float = 160_000
-    """Leave out longer recordings; CSM's 2048 positions of 80 ms hold no more beside a text."""
+    """Leave out longer recordings. CSM's 2048 positions of 80 ms hold no more; a text takes some of them too."""
 
     def __post_init__(self) -> None:
-        if not self.max_audio_length_ms > 0:
+        if not 0 < self.max_audio_length_ms < math.inf:
             raise InputError(f"--max-audio-length-ms {self.max_audio_length_ms}: expected a positive number")
         if self.max_samples is not None and self.max_samples < 1:
             raise InputError(f"--max-samples {self.max_samples}: expected at least 1")
@@ -169,10 +170,20 @@ def _checked(clip: Clip | Skipped, longest_ms: float) -> Clip | Skipped:
 
 
 def _by_folder(clips: list[Clip]) -> list[Clip]:
-    """Number folders from 0 in their order; folders whose names are all numbers keep them."""
+    """Number folders from 0 in their order; folders whose names are all numbers keep them.
+
+    Raises InputError where two of these name one number: whether that is one speaker or two, no numbering can know.
+    """
     folders = sorted({clip.audio_path.parent for clip in clips})
     if all(folder.name.isdecimal() for folder in folders):
         ids = {folder: int(folder.name) for folder in folders}
+        first = {speaker: folder for folder, speaker in reversed(ids.items())}
+        again = next((folder for folder, speaker in ids.items() if first[speaker] != folder), None)
+        if again is not None:
+            raise InputError(
+                f"--speaker-per-folder: {first[ids[again]]} and {again} would both be speaker {ids[again]}: rename one, "
+                "or put what one speaker says into one folder"
+            )
     else:
         ids = {folder: index for index, folder in enumerate(folders)}
     for folder, speaker in ids.items():

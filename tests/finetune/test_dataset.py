@@ -119,6 +119,32 @@ def test_speakers_by_folder(tmp_path):
     assert {row["text"]: row["speaker_id"] for row in rows} == {"amy": 0, "bob": 1, "\u00b2": 2}
 
 
+def _one_clip_each(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).mkdir(parents=True)
+        shutil.copy(RECORDINGS / "1_george_5.wav", root / name / "a.wav")
+        (root / name / "a.txt").write_text(name, encoding="utf-8")
+
+
+def test_folders_named_by_numbers_keep_them(tmp_path):
+    _one_clip_each(tmp_path, "7", "anna/03")
+    create("--audio-dir", tmp_path, "--output-json", tmp_path / "d.json", "--recursive", "--speaker-per-folder")
+    rows = json.loads((tmp_path / "d.json").read_text(encoding="utf-8"))
+    assert {row["text"]: row["speaker_id"] for row in rows} == {"7": 7, "anna/03": 3}
+
+
+@pytest.mark.parametrize("names", [("01", "1"), ("anna/1", "ben/1")])
+def test_two_folders_of_one_number_are_named(names, tmp_path, capsys):
+    _one_clip_each(tmp_path, "0", *names)
+    with pytest.raises(SystemExit) as stop:
+        create("--audio-dir", tmp_path, "--output-json", tmp_path / "d.json", "--recursive", "--speaker-per-folder")
+    assert stop.value.code == 2
+    first, second = (tmp_path / name for name in names)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: --speaker-per-folder: {first} and {second} would both be speaker 1: rename one")
+    assert not (tmp_path / "d.json").exists()
+
+
 def test_ljspeech_metadata(tmp_path):
     (tmp_path / "wavs").mkdir()
     shutil.copy(RECORDINGS / "1_george_5.wav", tmp_path / "wavs" / "LJ001.wav")
@@ -153,7 +179,7 @@ def test_flags_that_a_metadata_csv_would_ignore_are_an_error(flags, tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"), [("--max-samples", 0), ("--default-speaker", -1), ("--max-audio-length-ms", -1.0)]
+    ("flag", "value"), [("--max-samples", 0), ("--default-speaker", -1), ("--max-audio-length-ms", -1.0), ("--max-audio-length-ms", float("inf"))]
 )
 def test_numbers_out_of_range_are_an_error(flag, value, folder, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -8,7 +8,8 @@ is padding but the ends of files.
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain, cycle
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,6 +55,7 @@ class Source:
     recordings: Sequence[Recording]
     rate_hz: int
     unit_samples: int
+    counts: dict[tuple[int, int, int], int] = field(default_factory=dict, repr=False, compare=False)  # kept by `count`
 
     def plan(self, length: int, *, seed: int, epoch: int) -> list[Segment]:
         """The segments of `length` units of an epoch: every file is visited once, in a seeded order.
@@ -63,10 +65,9 @@ class Source:
         """
         order = rng(seed, epoch).permutation(len(self.recordings)).tolist()
         planned, pieces, missing = [], [], length
-        while not planned or order:
-            if not order:
-                order = list(range(len(self.recordings)))
-            file = order.pop(0)
+        for visit, file in enumerate(chain(order, cycle(range(len(order))))):
+            if planned and visit >= len(order):
+                break
             units = self.recordings[file].units
             if not pieces and units >= length:
                 planned.append((Piece(file, None, length),))
@@ -78,6 +79,13 @@ class Source:
                 planned.append(tuple(pieces))
                 pieces, missing = [], length
         return planned
+
+    def count(self, length: int, *, seed: int, epoch: int) -> int:
+        """How many segments `plan` gives; what it found is kept, since a run asks for all its epochs more than once."""
+        key = length, seed, epoch
+        if key not in self.counts:
+            self.counts[key] = len(self.plan(length, seed=seed, epoch=epoch))
+        return self.counts[key]
 
     def read(self, segment: Segment, *keys: int) -> tuple[np.ndarray, Segment]:
         """A segment's samples (length unit_samples,) and its pieces with their starts; `keys` seed the crop."""

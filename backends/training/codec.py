@@ -77,8 +77,8 @@ class CodecTask:
         return self.family.hooks
 
     def updates(self, epoch: int) -> int:
-        segments = self.train.plan(self._units(epoch), seed=self.plan.seed, epoch=epoch)
-        return math.ceil(len(segments) / (self._stage(epoch).batch_size * self.world.size))
+        segments = self.train.count(self._units(epoch), seed=self.plan.seed, epoch=epoch)
+        return math.ceil(segments / (self._stage(epoch).batch_size * self.world.size))
 
     def batches(self, epoch: int, start: int) -> Iterator[list[Batch]]:
         segments = self.train.plan(self._units(epoch), seed=self.plan.seed, epoch=epoch)

@@ -10,6 +10,7 @@ import soundfile
 from backends.data import audio, segments
 from backends.data.segments import Piece, Recording, Source
 from backends.errors import InputError
+from backends.seeds import rng
 from backends.training.baselines import Baselines
 from backends.training.curriculum import stage_of, stages
 
@@ -108,6 +109,34 @@ def test_few_short_files_repeat_until_one_segment_is_full():
     planned = made_source(2, 1).plan(7, seed=0, epoch=1)
     assert len(planned) == 1
     assert sum(piece.units for piece in planned[0]) == 7
+
+
+@pytest.mark.parametrize("length", [1, 4, 9, 40])
+def test_every_visit_is_planned_in_the_order_drawn(length):
+    """As it was before planning took time in proportion to the recordings: these plans are those of older runs."""
+    units = [1 + 7 * number % 13 for number in range(23)]
+    for epoch in range(4):
+        planned = made_source(*units).plan(length, seed=3, epoch=epoch)
+        expected, pieces = [], []
+        for file in rng(3, epoch).permutation(23).tolist():
+            if not pieces and units[file] >= length:
+                expected.append((Piece(file, None, length),))
+                continue
+            pieces.append(Piece(file, 0, min(units[file], length - sum(piece.units for piece in pieces))))
+            if sum(piece.units for piece in pieces) == length:
+                expected.append(tuple(pieces))
+                pieces = []
+        assert planned == expected
+        assert len(planned) >= 2
+
+
+def test_an_epoch_s_segments_are_counted_once(monkeypatch):
+    source, planned, plan = made_source(10, 3, 2, 20, 4, 1), [], Source.plan
+    monkeypatch.setattr(Source, "plan", lambda self, *args, **keys: planned.append(keys) or plan(self, *args, **keys))
+    counts = [[source.count(length, seed=0, epoch=epoch) for length in (5, 7) for epoch in (1, 2)] for _ in range(3)]
+    assert counts[0] == counts[1] == counts[2]
+    assert len(planned) == 4
+    assert counts[0] == [len(plan(source, length, seed=0, epoch=epoch)) for length in (5, 7) for epoch in (1, 2)]
 
 
 @pytest.fixture

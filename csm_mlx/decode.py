@@ -14,6 +14,7 @@ import mlx.core as mx
 
 from backends.mlx_backend.device import on_gpu
 from backends.mlx_backend.fusing import arrays, is_current, join
+from backends.mlx_backend.generating import with_weights
 from backends.mlx_backend.lora import adapters
 from csm_mlx.config import LlamaConfig
 from csm_mlx.forms import CPUForms, Forms, GPUForms, Weights
@@ -50,11 +51,8 @@ def frame_path(model: CSM) -> FramePath:
     """The path for the model as it is now; the fused one is kept until a weight is replaced or training goes on."""
     if adapters(model) or any("scales" in module for _, module in model.named_modules()):
         return ModulePath(model)
-    kept = model._companions.get("fused")
-    if kept is None or not is_current(model, kept.source):
-        kernels = on_gpu() or model.dtype != mx.float32
-        kept = model._companions["fused"] = FusedPath(model, kernels=kernels)
-    return kept
+    kernels = on_gpu() or model.dtype != mx.float32
+    return model.kept("fused", lambda path: is_current(model, path.source), lambda: FusedPath(model, kernels=kernels))
 
 
 class ModulePath:
@@ -75,21 +73,11 @@ class ModulePath:
     def step(
         self, frame: mx.array, caches: Caches, taken: mx.array | int, pick: Pick, inputs: Any = None
     ) -> tuple[mx.array, Caches]:
-        taken = mx.array(taken)
-        if inputs is None:
-            return self._step(frame, caches, taken, pick)
-        own = self.model.parameters()
-        self.model.update(inputs)  # while it is traced, so that weights are arguments and no constants
-        try:
-            return self._step(frame, caches, taken, pick)
-        finally:
-            self.model.update(own)
-
-    def _step(self, frame: mx.array, caches: Caches, taken: mx.array, pick: Pick) -> tuple[mx.array, Caches]:
+        model, taken = self.model if inputs is None else with_weights(self.model, inputs), mx.array(taken)
         visible = mx.arange(caches[0].shape[2]) <= taken
         layers = [FixedCache(cache, taken, visible) for cache in caches]
-        hidden = self.model.backbone(self.model.embed_frames(frame)[:, None], layers)[:, -1]
-        return self.model.frame(hidden, pick), [cache.keys_values for cache in layers]
+        hidden = model.backbone(model.embed_frames(frame)[:, None], layers)[:, -1]
+        return model.frame(hidden, pick), [cache.keys_values for cache in layers]
 
 
 class FusedPath:

@@ -205,19 +205,13 @@ class FrameRun:
 
 def compiled_step(model: CSM, path: FramePath, sampler: Any) -> Callable[..., tuple[mx.array, Caches]]:
     """A compiled frame step, kept on the model so that later generations with the same sampler reuse it."""
+    bare = path.without_weights()
+
+    def step(inputs: Any, frame: mx.array, caches: Caches, taken: mx.array, noise: mx.array) -> tuple[mx.array, Caches]:
+        return bare.step(frame, caches, taken, picker(sampler, noise), inputs)
+
     key = (type(path), sampler, tuple(adapters(model).items()))
-    kept = model._companions.setdefault("steps", {})
-    if key not in kept:
-        bare = path.without_weights()
-
-        def step(
-            inputs: Any, frame: mx.array, caches: Caches, taken: mx.array, noise: mx.array
-        ) -> tuple[mx.array, Caches]:
-            return bare.step(frame, caches, taken, picker(sampler, noise), inputs)
-
-        kept.clear()
-        kept[key] = mx.compile(step, inputs=mx.random.state, outputs=mx.random.state)
-    compiled = kept[key]
+    compiled = model.kept_step(key, step, inputs=mx.random.state, outputs=mx.random.state)
     return lambda *arguments: compiled(path.inputs(), *arguments)
 
 

@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from backends.mlx_backend.device import compiles_on_cpu, on_gpu
+from backends.mlx_backend.generating import with_weights
 from backends.mlx_backend.lora import adapters
 from backends.mlx_backend.sampling import Sampler
 from musicgen_mlx import condition as conditions
@@ -148,22 +149,15 @@ class Decoder:
 
     def _compiled(self) -> Step:
         """The compiled step, kept on the model so that later generations of the same kind reuse it."""
+        bare = self._bare()
+
+        def step(weights: Any, *arguments: Any) -> tuple[mx.array, list[KeysValues]]:
+            traced = bare._bare()
+            traced.model = with_weights(bare.model, weights)
+            return traced._step(*arguments)
+
         key = (self.sampler, self.guided, self.guidance, tuple(adapters(self.model).items()))
-        kept = self.model._companions.setdefault("steps", {})
-        if key not in kept:
-            twin = self._bare()
-
-            def step(weights: Any, *arguments: Any) -> tuple[mx.array, list[KeysValues]]:
-                own = twin.model.parameters()
-                twin.model.update(weights)  # while it is traced, so that weights are arguments and no constants
-                try:
-                    return twin._step(*arguments)
-                finally:
-                    twin.model.update(own)
-
-            kept.clear()
-            kept[key] = mx.compile(step)
-        compiled, weights = kept[key], self.model.parameters()
+        compiled, weights = self.model.kept_step(key, step), self.model.parameters()
         return lambda *arguments: compiled(weights, *arguments)
 
 

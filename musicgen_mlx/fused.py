@@ -40,10 +40,12 @@ def fused_path(model: MusicGen, steps: int) -> "FusedPath | None":
     plain = model.dtype == mx.float32 and not any("scales" in module for _, module in model.named_modules())
     if on_gpu() or not plain or adapters(model):
         return None
-    kept, joined = model._companions.get("fused"), joining_pays(model.config.width, steps)
-    if kept is None or (joined and not kept.joined) or not is_current(model, kept.source):
-        kept = model._companions["fused"] = FusedPath(model, joined=joined)
-    return kept
+    joined = joining_pays(model.config.width, steps)
+
+    def serves(path: FusedPath) -> bool:
+        return path.joined >= joined and is_current(model, path.source)
+
+    return model.kept("fused", serves, lambda: FusedPath(model, joined=joined))
 
 
 class FusedPath:
@@ -61,16 +63,19 @@ class FusedPath:
         """The form's functions and the weights as they take them, which stay where they are."""
         if form not in self.forms:
             made: Forms = form(self.config.width)
-            self.forms[form] = made, tree_map(made.kept, self.weights)
-            mx.eval(vars(made), self.forms[form][1])
+            weights = tree_map(made.kept, self.weights)
+            mx.eval(vars(made), weights)  # before another thread can see them
+            self.forms[form] = made, weights
         return self.forms[form]
 
     def places(self, slots: int) -> mx.array:
         """The sinusoids of at least so many positions, kept: (T, D)."""
-        if len(self.table) < slots:
-            self.table = sinusoids(mx.arange(slots), self.config.width)
-            mx.eval(self.table)
-        return self.table
+        table = self.table
+        if len(table) < slots:
+            table = sinusoids(mx.arange(slots), self.config.width)
+            mx.eval(table)
+            self.table = table  # only now: what is not evaluated is this thread's alone
+        return table
 
 
 class FusedSteps:

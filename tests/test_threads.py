@@ -2,18 +2,27 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_map
 
+from backends.mlx_backend.fusing import arrays, is_current
+from backends.mlx_backend.sampling import Sampler
 from csm_mlx import CSM
 from csm_mlx import generate as speak
 from csm_mlx.finetune.lora import apply_lora_to_model, merge_lora_weights
-from musicgen_mlx import Request, companions, load_engine, stream_generate
+from csm_mlx.generation import FrameRun, prompt_rows
+from musicgen_mlx import MusicGen, Request, companions, condition, load_engine, stream_generate
 from musicgen_mlx import generate as play
+from musicgen_mlx.decode import Decoder
+from musicgen_mlx.generation import generate_codes
 from musicgen_mlx.load import save_pretrained
 from musicgen_mlx.tiny import model as tiny
 from snac_port import from_pretrained
@@ -36,6 +45,18 @@ def in_a_thread(work: Callable[[], Any]) -> np.ndarray:
     return made[0]
 
 
+def at_once(works: Sequence[Callable[[], Any]]) -> list[np.ndarray]:
+    """What threads that start together make of these works, one each."""
+    start = threading.Barrier(len(works))
+
+    def run(work: Callable[[], Any]) -> np.ndarray:
+        start.wait(60)
+        return np.array(work())
+
+    with ThreadPoolExecutor(len(works)) as pool:
+        return list(pool.map(run, works))
+
+
 def everywhere(work: Callable[[], Any]) -> None:
     """Two threads, one after the other, and this one make the same."""
     first, second = in_a_thread(work), in_a_thread(work)
@@ -52,6 +73,12 @@ def merged(model: CSM) -> CSM:
     for layer in model.backbone.layers:
         layer.self_attn.q_proj.lora_B = mx.full(layer.self_attn.q_proj.lora_B.shape, 0.1)
     return merge_lora_weights(model)
+
+
+def in_half() -> MusicGen:
+    model = tiny()
+    model.set_dtype(mx.bfloat16)
+    return model
 
 
 def from_a_file(model: CSM, folder) -> CSM:
@@ -130,3 +157,95 @@ def test_snac():
     heard = 0.1 * np.random.default_rng(0).standard_normal(24_000).astype(np.float32)
     everywhere(lambda: codec.encode(heard).levels[-1])
     everywhere(lambda: codec.decode(codec.encode(heard), seed=0))
+
+
+@pytest.fixture
+def tracing(monkeypatch):
+    """`mx.compile` as a function sees it, without g++: other arrays take the places of its arguments."""
+
+    def placed(x: Any) -> Any:
+        return mx.stop_gradient(x) if isinstance(x, mx.array) else x
+
+    def compiled(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        return lambda *arguments: function(*tree_map(placed, arguments))
+
+    monkeypatch.setattr(mx, "compile", compiled)
+
+
+def meeting(monkeypatch, model: Any, threads: int) -> None:
+    """Let so many threads meet whenever they choose codes; the model must then be as it is now."""
+    plain, weights, all_there = Sampler.__call__, arrays(model), threading.Barrier(threads)
+
+    def call(self: Sampler, logits: mx.array, noise: mx.array) -> mx.array:
+        all_there.wait(10)
+        untouched = is_current(model, weights)
+        assert untouched
+        return plain(self, logits, noise)
+
+    monkeypatch.setattr(Sampler, "__call__", call)
+
+
+def spoken(model: CSM, temperature: float) -> np.ndarray:
+    """Two frames of a compiled run."""
+    run = FrameRun(model, Sampler(temperature), (), 0, compile=True)
+    first = run.start(*prompt_rows(model, "hi", 0, []))
+    return np.array(mx.stack([first, run.advance(first)]))
+
+
+def played(model: MusicGen, guidance: float) -> np.ndarray:
+    """Three frames of a compiled run."""
+    said = condition.from_texts(model, ["jungle"])
+    return np.array(generate_codes(model, 3, said, guidance=guidance, compile=True))
+
+
+@pytest.mark.usefixtures("tracing")
+@pytest.mark.parametrize(("make", "work"), [(lambda: adapted(CSM.from_pretrained("tiny")), spoken), (in_half, played)])
+def test_steps_of_other_settings_are_traced_at_once(make, work, monkeypatch):
+    """Through the modules, whose weights are arguments of a compiled step: tracing leaves the model as it is."""
+    settings = [0.5, 2.0, 2.0, 4.0]
+    expected = [work(make(), setting) for setting in settings]
+    model = make()
+    meeting(monkeypatch, model, len(settings))
+    made = at_once([partial(work, model, setting) for setting in settings])
+    np.testing.assert_array_equal(made, expected)
+    assert (made[0] != made[3]).any()
+
+
+@pytest.mark.parametrize("make", [lambda: adapted(CSM.from_pretrained("tiny")), in_half])
+def test_a_compiled_step_is_a_run_s_own_whatever_others_keep(make, monkeypatch):
+    plain = Sampler.__hash__
+
+    def slow(self: Sampler) -> int:
+        time.sleep(1e-4)  # the others go on
+        return plain(self)
+
+    monkeypatch.setattr(Sampler, "__hash__", slow)
+    model = make()
+
+    def compiled(temperature: float) -> None:
+        for _ in range(20):
+            if isinstance(model, CSM):
+                FrameRun(model, Sampler(temperature), (), 0, compile=True)
+            else:
+                Decoder(model, Sampler(temperature), [0], compile=True)._compiled()
+
+    at_once([partial(compiled, temperature) for temperature in (0.5, 1.0, 2.0)])
+
+
+@pytest.mark.parametrize(
+    ("make", "module", "work"),
+    [(lambda: CSM.from_pretrained("tiny"), "csm_mlx.decode", spoken), (tiny, "musicgen_mlx.fused", played)],
+)
+def test_weights_are_fused_once_for_threads_that_begin_together(make, module, work, monkeypatch):
+    fuse, calls = import_module(module).fuse, []
+
+    def slow(*arguments, **options):
+        calls.append(arguments)
+        time.sleep(0.05)
+        return fuse(*arguments, **options)
+
+    expected, model = work(make(), 2.0), make()
+    monkeypatch.setattr(f"{module}.fuse", slow)
+    made = at_once([partial(work, model, 2.0)] * 3)
+    assert len(calls) == 1
+    np.testing.assert_array_equal(made, [expected] * 3)

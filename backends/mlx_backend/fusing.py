@@ -1,6 +1,7 @@
 """Weights of several modules as one array that they share, for generation: fewer and larger products."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, cast
 
 import mlx.core as mx
@@ -11,11 +12,11 @@ from mlx.utils import tree_flatten
 def join(owners: Sequence[Any]) -> mx.array:
     """The owners' weights (out, in) as one (sum of outs, in); theirs become views of it."""
     joined = mx.concatenate([owner.weight for owner in owners])
-    start = 0
-    for owner in owners:
-        rows = owner.weight.shape[0]
-        owner.weight = joined[start : start + rows]
-        start += rows
+    ends = list(accumulate(owner.weight.shape[0] for owner in owners))
+    views = mx.split(joined, ends[:-1])
+    mx.eval(joined, views)  # before another thread that generates can see them
+    for owner, view in zip(owners, views, strict=True):
+        owner.weight = view
     return joined
 
 

@@ -181,8 +181,8 @@ def _by_folder(clips: list[Clip]) -> list[Clip]:
         again = next((folder for folder, speaker in ids.items() if first[speaker] != folder), None)
         if again is not None:
             raise InputError(
-                f"--speaker-per-folder: {first[ids[again]]} and {again} would both be speaker {ids[again]}: rename one, "
-                "or put what one speaker says into one folder"
+                f"--speaker-per-folder: {first[ids[again]]} and {again} would both be speaker {ids[again]}: rename "
+                "one, or put what one speaker says into one folder"
             )
     else:
         ids = {folder: index for index, folder in enumerate(folders)}

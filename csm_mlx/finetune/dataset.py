@@ -1,6 +1,7 @@
 """From a dataset JSON to training examples: text tokenised, audio encoded once and cached."""
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +29,22 @@ class Limits:
 
     max_audio_ms: float | None = None
     mask_speakers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A clip as rows (T, K + 1) of its text and of its frames, the end frame included."""
+
+    text: np.ndarray
+    sound: np.ndarray
+    wanted: bool
+
+    def __len__(self) -> int:
+        return len(self.text) + len(self.sound)
+
+    @property
+    def frames(self) -> int:
+        return len(self.sound) - 1
 
 
 def code_cache(model: CSM, backend: Backend) -> CodeCache:
@@ -70,21 +87,31 @@ def examples(
     *,
     option: str = "--data-path",
 ) -> list[Example]:
-    """Encode the conversations; says which are left out.
+    """Encode the conversations.
 
-    Raises InputError if none of them, which `option` gave, is left, and where a clip cannot be read.
+    No example is longer than the model has positions: a conversation loses its oldest turns until it fits, and where
+    the last one alone does not the row is left out. Says which rows lack turns or are left out. Raises InputError if
+    none of them, which `option` gave, is left, and where a clip cannot be read.
     """
-    made, left_out = [], []
+    made, too_long, shortened, others = [], [], [], []
     for conversation in tqdm(conversations, desc="encoding", unit="row"):
-        codes = [cache(clip.audio_path)[: model.config.codebooks] for clip in conversation]
-        turns = _within(list(zip(conversation, codes, strict=True)), model, limits)
-        example = _example(turns, model, limits) if turns else None
-        if example is not None and example.targets.any():
-            made.append(example)
+        last = conversation[-1].audio_path
+        heard = _within_audio([_turn(clip, model, cache, limits) for clip in conversation], model, limits)
+        turns = _within_positions(heard, model)
+        if any(turn.wanted for turn in turns):
+            made.append(_example(turns))
+            shortened += [last] * (len(turns) < len(heard))
+        elif heard and not turns:
+            too_long.append((last, len(heard[-1])))
         else:
-            left_out.append(conversation[-1].audio_path)
-    if left_out:
-        report(f"left out {len(left_out)} rows that are too long or have no target speaker, e.g. {left_out[0]}")
+            others.append(last)
+    positions = f"the model has {model.config.max_positions} positions"
+    for path, rows in too_long:
+        report(f"left out {path}: {rows} text tokens and frames, {positions}: cut it where the text can be cut")
+    if shortened:
+        report(f"left out the oldest turns of {len(shortened)} conversations, {positions}: e.g. before {shortened[0]}")
+    if others:
+        report(f"left out {len(others)} rows that are too long or have no target speaker, e.g. {others[0]}")
     if not made:
         raise InputError(f"{option}: no row is left; see --max-audio-length-ms and --mask-speakers")
     return made
@@ -100,24 +127,31 @@ def fingerprint(made: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
-def _within(turns: list[tuple[Clip, np.ndarray]], model: CSM, limits: Limits) -> list[tuple[Clip, np.ndarray]]:
+def _turn(clip: Clip, model: CSM, cache: CodeCache, limits: Limits) -> _Turn:
+    K = model.config.codebooks
+    text = tokens.text_rows(tokenizer_of(model).encode(clip.text, clip.speaker), K)
+    sound = tokens.audio_rows(cache(clip.audio_path)[:K])
+    return _Turn(text, sound, clip.speaker not in limits.mask_speakers)
+
+
+def _within_audio(turns: list[_Turn], model: CSM, limits: Limits) -> list[_Turn]:
     """Drop the oldest turns until the audio fits; nothing is cut in the middle."""
-    if limits.max_audio_ms is None:
-        return turns
-    most = limits.max_audio_ms / model.config.frame_ms
-    while turns and sum(codes.shape[1] for _, codes in turns) > most:
+    most = math.inf if limits.max_audio_ms is None else limits.max_audio_ms / model.config.frame_ms
+    while turns and sum(turn.frames for turn in turns) > most:
         turns = turns[1:]
     return turns
 
 
-def _example(turns: Sequence[tuple[Clip, np.ndarray]], model: CSM, limits: Limits) -> Example:
-    K, tokenizer = model.config.codebooks, tokenizer_of(model)
-    parts, targets = [], []
-    for clip, codes in turns:
-        text = tokens.text_rows(tokenizer.encode(clip.text, clip.speaker), K)
-        sound = tokens.audio_rows(codes)
-        parts += [(text, False), (sound, True)]
-        wanted = clip.speaker not in limits.mask_speakers
-        targets += [np.zeros(len(text), bool), np.full(len(sound), wanted)]
-    rows, is_audio = tokens.join(parts)
+def _within_positions(turns: list[_Turn], model: CSM) -> list[_Turn]:
+    """Drop the oldest turns until the model has a position for each row."""
+    while turns and sum(len(turn) for turn in turns) > model.config.max_positions:
+        turns = turns[1:]
+    return turns
+
+
+def _example(turns: Sequence[_Turn]) -> Example:
+    rows, is_audio = tokens.join([part for turn in turns for part in ((turn.text, False), (turn.sound, True))])
+    targets = [
+        part for turn in turns for part in (np.zeros(len(turn.text), bool), np.full(len(turn.sound), turn.wanted))
+    ]
     return Example(rows, is_audio, np.concatenate(targets))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 
 from backends import cli, get
 from backends.data.manifest import read_manifest
-from csm_mlx import CSM
+from backends.errors import InputError
+from csm_mlx import CSM, csm_tiny
 from csm_mlx.finetune import dataset as datasets
 from csm_mlx.finetune.create_dataset import CreateDatasetOptions, main
 
@@ -179,7 +181,13 @@ def test_flags_that_a_metadata_csv_would_ignore_are_an_error(flags, tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    ("flag", "value"), [("--max-samples", 0), ("--default-speaker", -1), ("--max-audio-length-ms", -1.0), ("--max-audio-length-ms", float("inf"))]
+    ("flag", "value"),
+    [
+        ("--max-samples", 0),
+        ("--default-speaker", -1),
+        ("--max-audio-length-ms", -1.0),
+        ("--max-audio-length-ms", float("inf")),
+    ],
 )
 def test_numbers_out_of_range_are_an_error(flag, value, folder, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -273,3 +281,60 @@ def test_the_oldest_turns_go_first_and_nothing_is_cut(model):
     rows = [conversation((1, 0), (2, 0)), conversation((9, 0), (2, 0))]
     kept = datasets.examples(rows, model, cache, datasets.Limits(max_audio_ms=80.0 * frames))
     assert [int(example.is_audio.sum()) for example in kept] == [frames + 1] * 2
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+def with_positions(most: int) -> CSM:
+    return CSM(replace(csm_tiny(), max_positions=most))
+
+
+def test_no_example_is_longer_than_the_models_positions(model, said):
+    cache = datasets.code_cache(model, get("mlx"))
+    whole, turn = (
+        len(datasets.examples([row], model, cache, datasets.Limits())[0])
+        for row in (conversation((1, 0), (9, 1), (2, 0)), conversation((2, 0)))
+    )
+    rows = [conversation((1, 0), (9, 1), (2, 0)), conversation((2, 0))]
+
+    fits = datasets.examples(rows, with_positions(whole), cache, datasets.Limits(), said.append)
+    assert ([len(example) for example in fits], said) == ([whole, turn], [])
+
+    short = datasets.examples(rows, with_positions(whole - 1), cache, datasets.Limits(), said.append)
+    expected = datasets.examples([conversation((9, 1), (2, 0))], model, cache, datasets.Limits())
+    np.testing.assert_array_equal(short[0].rows, expected[0].rows)
+    path = RECORDINGS / "2_george_5.wav"
+    assert said == [
+        f"left out the oldest turns of 1 conversations, the model has {whole - 1} positions: e.g. before {path}"
+    ]
+
+
+def test_a_clip_longer_than_the_models_positions_is_named(model, said):
+    cache = datasets.code_cache(model, get("mlx"))
+    rows = [conversation((digit, 0)) for digit in range(10)]
+    lengths = [len(example) for example in datasets.examples(rows, model, cache, datasets.Limits())]
+    most = max(lengths) - 1
+    kept = datasets.examples(rows, with_positions(most), cache, datasets.Limits(), said.append)
+    assert [len(example) for example in kept] == [length for length in lengths if length <= most]
+    assert said == [
+        f"left out {row[0].audio_path}: {length} text tokens and frames, the model has {most} positions: "
+        "cut it where the text can be cut"
+        for row, length in zip(rows, lengths, strict=True)
+        if length > most
+    ]
+    with pytest.raises(InputError, match="--val-path: no row is left"):
+        datasets.examples(rows, with_positions(5), cache, datasets.Limits(), said.append, option="--val-path")
+
+
+def test_of_masked_speakers_alone_nothing_is_trained(model, said):
+    cache = datasets.code_cache(model, get("mlx"))
+    rows = [conversation((1, 0), (2, 1)), conversation((3, 0))]
+    whole = len(datasets.examples(rows[:1], model, cache, datasets.Limits())[0])
+    limits = datasets.Limits(mask_speakers=(1,))
+    (example,) = datasets.examples(rows, with_positions(whole - 1), cache, limits, said.append)
+    assert example.targets.any()
+    (line,) = said
+    assert line.startswith("left out 1 rows that are too long or have no target speaker, e.g. ")

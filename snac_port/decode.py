@@ -18,9 +18,10 @@ from snac_port.codec import Codec
 from snac_port.codes import Codes
 from snac_port.config import SNACConfig
 from snac_port.options import DecoderOptions
-from snac_port.tokens import unflatten
+from snac_port.tokens import check_first, unflatten
 
 TOKENS = ".txt"
+DIGITS = 18  # of a token: more than any has, and int64 holds them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,10 @@ class DecodeOptions(DecoderOptions):
     """The file to write (.wav, .flac, .ogg or .mp3), or the folder, where every file becomes a .wav."""
     first_token: int = 0
     """What was added to every token of a .txt; 128266 reads Orpheus' ids."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_first(self.first_token, "--first-token")
 
 
 def main(options: DecodeOptions) -> None:
@@ -69,13 +74,19 @@ def read_tokens(path: Path, config: SNACConfig, first: int) -> Codes:
         words = path.read_text(encoding="utf-8").split()
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as text ({error})") from error
-    bad = next((word for word in words if not word.removeprefix("-").isdecimal()), None)
+    bad = next((word for word in words if not _is_number(word)), None)
     if bad is not None:
-        raise InputError(f"{path}: {bad[:20]!r} is no token; expected whole numbers")
+        shown = repr(bad) if len(bad) <= 20 else f"{bad[:20]!r}..., which has {len(bad)} characters,"
+        raise InputError(f"{path}: {shown} is no token; expected whole numbers")
     try:
         return unflatten([int(word) for word in words], config, first=first)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def _is_number(word: str) -> bool:
+    digits = word.removeprefix("-")
+    return digits.isdecimal() and len(digits) <= DIGITS
 
 
 if __name__ == "__main__":

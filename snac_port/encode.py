@@ -21,7 +21,7 @@ from snac_port.codec import Codec
 from snac_port.codefile import SUFFIX
 from snac_port.codes import whole
 from snac_port.options import CodecOptions
-from snac_port.tokens import flatten
+from snac_port.tokens import check_first, flatten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,10 @@ class EncodeOptions(CodecOptions):
     """Default: by the output's name; .snac in a folder."""
     first_token: int = 0
     """Added to every token of a .txt; 128266 makes Orpheus' ids."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_first(self.first_token, "--first-token")
 
 
 def main(options: EncodeOptions) -> None:

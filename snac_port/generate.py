@@ -17,6 +17,7 @@ from snac_port import files
 from snac_port.decode import TOKENS, read_tokens
 from snac_port.generation import draw_codes, generate
 from snac_port.options import DecoderOptions
+from snac_port.tokens import check_first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class GenerateOptions(DecoderOptions):
         super().__post_init__()
         if self.codes is not None and self.seconds is not None:
             raise InputError(f"--seconds {self.seconds}: is for codes that are drawn; leave it or --codes out")
+        check_first(self.first_token, "--first-token")
         if self.first_token and (self.codes is None or self.codes.suffix.lower() != TOKENS):
             raise InputError(f"--first-token {self.first_token}: expected --codes with a {TOKENS} file of tokens")
 

@@ -11,6 +11,8 @@ from snac_port.codes import Codes
 from snac_port.config import SNACConfig
 from snac_port.noise import Noise
 
+LONGEST_S = 86_400  # codes are drawn at once
+
 
 def generate(
     model: Codec, codes: Codes | None = None, *, seconds: float = 5.0, seed: int = 0, noise: Noise = None
@@ -28,6 +30,8 @@ def draw_codes(config: SNACConfig, seconds: float, seed: int) -> Codes:
     """Codes for `seconds`, every entry equally likely: what the codec's own sounds are like, not speech or music."""
     if not math.isfinite(seconds):
         raise InputError(f"--seconds {seconds}: expected a finite number")
+    if seconds > LONGEST_S:
+        raise InputError(f"--seconds {seconds:g}: expected at most {LONGEST_S}, a day")
     length = round(seconds * config.sampling_rate)
     if length < 1:
         raise InputError(f"--seconds {seconds}: expected at least one sample")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from backends import seeds
 from backends.errors import InputError
 from snac_port.codec import Codec
 from snac_port.load import from_pretrained
@@ -42,6 +43,7 @@ class DecoderOptions(CodecOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        seeds.check(self.seed, "--seed")
         if self.seed and not self.noise and not self.draws:
             raise InputError(f"--seed {self.seed}: does nothing with --no-noise; leave one of them out")
 

@@ -19,6 +19,13 @@ from snac_port.codes import Codes, whole
 from snac_port.config import SNACConfig
 
 ORPHEUS_FIRST = 128_266  # the id of token 0 in Orpheus' vocabulary
+LARGEST_FIRST = 2**30  # whatever the codec, all tokens after it are int32
+
+
+def check_first(first: int, option: str = "first") -> None:
+    """Raise InputError where tokens would be negative, or too large for int32."""
+    if not 0 <= first <= LARGEST_FIRST:
+        raise InputError(f"{option} {first}: expected 0 to {LARGEST_FIRST}")
 
 
 def flatten(codes: Codes, config: SNACConfig, *, first: int = 0) -> np.ndarray:
@@ -79,6 +86,7 @@ def _children(config: SNACConfig, level: int) -> int:
 
 
 def _offsets(config: SNACConfig, first: int) -> np.ndarray:
+    check_first(first)
     return first + config.codebook_size * np.arange(len(_walk(config)))
 
 

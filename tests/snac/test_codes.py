@@ -242,6 +242,14 @@ def test_the_inverse_is_exact(config, first):
     assert padded.length == codes.levels[0].size * config.vq_strides[0] * config.hop_samples
 
 
+@pytest.mark.parametrize("first", [-1, 2**31 - 1, 10**30])
+def test_tokens_that_int32_does_not_hold_are_refused(codes, first):
+    with pytest.raises(InputError, match=f"first {first}: expected 0 to 1073741824"):
+        flatten(codes, snac_24khz(), first=first)
+    with pytest.raises(InputError, match=f"first {first}: expected"):
+        unflatten([0] * 7, snac_24khz(), first=first)
+
+
 def test_four_levels_are_fifteen_positions():
     config = snac_44khz()
     assert (positions(snac_24khz()), positions(config)) == (7, 15)

@@ -208,6 +208,8 @@ def test_bad_codes_are_named(tmp_path, recordings, capsys, backend):
         ("none.txt", b"", "no tokens: expected whole frames of 7"),
         ("binary.txt", b"\xff\xfe\x00", "cannot be read as text"),
         ("signs.txt", b"1 --5", "'--5' is no token; expected whole numbers"),
+        ("long.txt", b"1 -" + b"7" * 5000, f"'-{'7' * 19}'..., which has 5001 characters, is no token"),
+        ("large.txt", b"1 " + b"9" * 19, f"'{'9' * 19}' is no token; expected whole numbers"),
     ):
         path = tmp_path / name
         path.write_bytes(content)
@@ -240,6 +242,14 @@ def test_bad_codes_are_named(tmp_path, recordings, capsys, backend):
         ("generate", ["--seconds", "inf", "--output", "a.wav"], "--seconds inf: expected a finite number"),
         ("generate", ["--codes", "x.snac", "--no-noise", "--seed", "3"], "--seed 3: does nothing with --no-noise"),
         ("decode", ["--input", "IN", "--output", "a.wav", "--no-noise", "--seed", "3"], "--seed 3: does nothing with"),
+        ("generate", ["--seconds", "1e300", "--output", "a.wav"], "--seconds 1e+300: expected at most 86400, a day"),
+        ("generate", ["--seconds", "nan", "--output", "a.wav"], "--seconds nan: expected a finite number"),
+        ("generate", ["--seed", "-1", "--output", "a.wav"], "--seed -1: expected 0 to 4294967295"),
+        ("inference", ["--input", "IN", "--output", "a.wav", "--seed", "4294967296"], "--seed 4294967296: expected 0 to"),
+        ("encode", ["--input", "IN", "--output", "a.txt", "--first-token", "-1"], "--first-token -1: expected 0 to 1073"),
+        ("encode", ["--input", "IN", "--output", "a.txt", "--first-token", "3000000000"], "--first-token 3000000000: exp"),
+        ("decode", ["--input", "IN", "--output", "a.wav", "--first-token", "-1"], "--first-token -1: expected 0 to 1073"),
+        ("generate", ["--codes", "x.txt", "--first-token", f"{10**30}"], "0: expected 0 to 1073741824"),
         ("generate", ["--first-token", "1"], "--first-token 1: expected --codes with a .txt file of tokens"),
     ],
 )  # fmt: skip

@@ -13,9 +13,8 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from backends.mlx_backend.device import on_gpu
-from backends.mlx_backend.fusing import arrays, is_current, join
+from backends.mlx_backend.fusing import arrays, is_current, is_plain, join
 from backends.mlx_backend.generating import with_weights
-from backends.mlx_backend.lora import adapters
 from csm_mlx.config import LlamaConfig
 from csm_mlx.forms import CPUForms, Forms, GPUForms, Weights
 from csm_mlx.llama import FixedCache, Llama
@@ -49,7 +48,7 @@ class FramePath(Protocol):
 
 def frame_path(model: CSM) -> FramePath:
     """The path for the model as it is now; the fused one is kept until a weight is replaced or training goes on."""
-    if adapters(model) or any("scales" in module for _, module in model.named_modules()):
+    if not is_plain(model):
         return ModulePath(model)
     kernels = on_gpu() or model.dtype != mx.float32
     return model.kept("fused", lambda path: is_current(model, path.source), lambda: FusedPath(model, kernels=kernels))

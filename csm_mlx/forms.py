@@ -11,29 +11,16 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
+from backends.mlx_backend.activations import Activations, Columns, Rows
 from csm_mlx.config import LlamaConfig
 from csm_mlx.llama import rope_wavelengths
 
 Weights = dict[str, Any]  # a tree of arrays, so that a compiled step can take it as an argument
 
 
-class Forms(Protocol):
+class Forms(Activations, Protocol):
     """What a step is made of, on activations as the device likes them; heads are (B, H, T, d) everywhere."""
 
-    def kept(self, weight: mx.array) -> mx.array:
-        """A linear's weight (out, in), or a norm's (D,), as the functions below take it; shares its memory."""
-        ...
-
-    def enter(self, rows: mx.array) -> mx.array:
-        """Rows (B T, D) -> activations."""
-        ...
-
-    def leave(self, x: mx.array) -> mx.array:
-        """Activations -> rows (B T, D)."""
-        ...
-
-    def linear(self, x: mx.array, weight: mx.array) -> mx.array: ...
-    def plus_linear(self, residual: mx.array, x: mx.array, weight: mx.array) -> mx.array: ...
     def heads(self, x: mx.array, T: int) -> mx.array:
         """Activations of width H d -> heads."""
         ...
@@ -53,27 +40,12 @@ class Forms(Protocol):
     def mask(self, slots: int, taken: mx.array) -> mx.array: ...
 
 
-class GPUForms:
+class GPUForms(Rows):
     """MLX's fused kernels."""
 
     def __init__(self, config: LlamaConfig, positions: int):
         self.config = config
         self.wavelengths = rope_wavelengths(config.head_dim, config.rope_theta, config.rope_scaling)
-
-    def kept(self, weight: mx.array) -> mx.array:
-        return weight.T
-
-    def enter(self, rows: mx.array) -> mx.array:
-        return rows
-
-    def leave(self, x: mx.array) -> mx.array:
-        return x
-
-    def linear(self, x: mx.array, weight: mx.array) -> mx.array:
-        return x @ weight
-
-    def plus_linear(self, residual: mx.array, x: mx.array, weight: mx.array) -> mx.array:
-        return mx.addmm(residual, x, weight)
 
     def heads(self, x: mx.array, T: int) -> mx.array:
         return _heads(x, T, self.config.head_dim)
@@ -107,7 +79,7 @@ class GPUForms:
         return _rows(mx.fast.scaled_dot_product_attention(q, k, v, scale=self.config.head_dim**-0.5, mask=causal))
 
 
-class CPUForms:
+class CPUForms(Columns):
     """The same in few primitives, float32. Pairs of numbers are rotated as complex numbers."""
 
     def __init__(self, config: LlamaConfig, positions: int):
@@ -117,20 +89,12 @@ class CPUForms:
         self.phases = self._phases(positions)
         mx.eval(self.mean, self.eps, self.phases)
 
-    def kept(self, weight: mx.array) -> mx.array:
-        return weight[:, None] if weight.ndim == 1 else weight
-
     def enter(self, rows: mx.array) -> mx.array:
+        """A single row is its own column, which BLAS then takes for a vector."""
         return rows.reshape(-1, 1) if rows.shape[0] == 1 else rows.T
 
     def leave(self, x: mx.array) -> mx.array:
         return x.reshape(1, -1) if x.shape[1] == 1 else x.T
-
-    def linear(self, x: mx.array, weight: mx.array) -> mx.array:
-        return weight @ x
-
-    def plus_linear(self, residual: mx.array, x: mx.array, weight: mx.array) -> mx.array:
-        return mx.addmm(residual, weight, x)
 
     def heads(self, x: mx.array, T: int) -> mx.array:
         one = x.shape[1] == 1  # then a column is its own row

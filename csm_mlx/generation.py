@@ -11,6 +11,7 @@ import numpy as np
 
 from backends.errors import InputError
 from backends.mlx_backend.device import on_gpu
+from backends.mlx_backend.kv_cache import Recorder, grown
 from backends.mlx_backend.lora import adapters
 from backends.mlx_backend.sampling import Sampler
 from backends.seeds import mix
@@ -169,7 +170,7 @@ class FrameRun:
     def advance(self, frame: mx.array) -> mx.array:
         """Feed a frame (1, K) back and return the next one."""
         if self.taken == self.caches[0].shape[2]:
-            self.caches = [_grown(cache) for cache in self.caches]
+            self.caches = [grown(cache, SLOTS) for cache in self.caches]
         noise = self._noise()
         if self.compiled is not None:
             frame, self.caches = self.compiled(frame, self.caches, mx.array(self.taken), noise)
@@ -227,26 +228,9 @@ def picker(sampler: Any, noise: mx.array) -> Pick:
 
 def _read_prompt(model: CSM, inputs: mx.array, slots: int) -> tuple[mx.array, Caches]:
     """Run the backbone over a prompt (B, T, D) -> its last hidden state (B, D), and caches of `slots` positions."""
-    caches = [_Recorder() for _ in model.backbone.layers]
-    hidden = model.backbone(inputs, caches)[:, -1]
-    room = [(0, 0), (0, 0), (0, slots - inputs.shape[1]), (0, 0)]
-    return hidden, [mx.pad(mx.concatenate([cache.keys, cache.values], axis=1), room) for cache in caches]
-
-
-class _Recorder:
-    """Remembers what a layer computed over the prompt."""
-
-    offset = 0
-    keys: mx.array
-    values: mx.array
-
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, mx.array | str | None]:
-        self.keys, self.values = keys, values
-        return keys, values, "causal"
-
-
-def _grown(x: mx.array) -> mx.array:
-    return mx.pad(x, [(0, 0), (0, 0), (0, SLOTS), (0, 0)])
+    caches = [Recorder() for _ in model.backbone.layers]
+    hidden, room = model.backbone(inputs, caches)[:, -1], slots - inputs.shape[1]
+    return hidden, [grown(mx.concatenate([cache.keys, cache.values], axis=1), room) for cache in caches]
 
 
 def _check_words(text: str, speaker: int, context: Sequence[Segment]) -> None:

@@ -11,17 +11,16 @@ from typing import Protocol
 import mlx.core as mx
 import mlx.nn as nn
 
+from backends.mlx_backend import kv_cache
 from backends.mlx_backend.recompute import recomputed
 from csm_mlx.config import LlamaConfig, RopeScaling
 
 
-class Cache(Protocol):
-    """Keys and values of one layer. `offset` is the position of the next ones, `mask` is what attention may see."""
+class Cache(kv_cache.Cache, Protocol):
+    """Keys and values of one layer. `offset` is the position of the next ones."""
 
     @property
     def offset(self) -> int | mx.array: ...
-
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, mx.array | str | None]: ...
 
 
 class GrowingCache:

@@ -1,29 +1,11 @@
-"""MusicGen's attentions and their caches. Arrays are (B, T, D), keys and values (B, heads, T, d); no biases."""
-
-from typing import Protocol
+"""MusicGen's attentions and a step's caches. Arrays are (B, T, D), keys and values (B, heads, T, d); no biases."""
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from backends.mlx_backend.kv_cache import Cache
+
 KeysValues = tuple[mx.array, mx.array]
-
-
-class Cache(Protocol):
-    """Takes a layer's keys and values and returns those to attend to, with a mask of what may be seen."""
-
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, mx.array | str | None]: ...
-
-
-class Recorder:
-    """Remembers what a layer computed over a prompt; `mask` is what the prompt's steps may see."""
-
-    def __init__(self, mask: mx.array | str):
-        self.mask = mask
-        self.kept: KeysValues | None = None
-
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, mx.array | str | None]:
-        self.kept = keys, values
-        return keys, values, self.mask
 
 
 class FixedCache:

@@ -12,10 +12,11 @@ import numpy as np
 
 from backends.mlx_backend.device import compiles_on_cpu, on_gpu
 from backends.mlx_backend.generating import with_weights
+from backends.mlx_backend.kv_cache import Recorder, grown
 from backends.mlx_backend.lora import adapters
 from backends.mlx_backend.sampling import Sampler
 from musicgen_mlx import condition as conditions
-from musicgen_mlx.attention import FixedCache, KeysValues, Recorder
+from musicgen_mlx.attention import FixedCache, KeysValues
 from musicgen_mlx.condition import Condition
 from musicgen_mlx.fused import FusedPath, FusedSteps, Taken, fused_path
 from musicgen_mlx.known import UNKNOWN
@@ -59,7 +60,7 @@ class Decoder:
         recorders = [Recorder(mask) for _ in self.model.layers]
         hidden = self.model.hidden(x, memory, caches=recorders)[:, -1:]
         room = self.slots - self.taken % self.slots
-        self.caches = [(_grown(r.kept[0], room), _grown(r.kept[1], room)) for r in recorders if r.kept is not None]
+        self.caches = [(grown(layer.keys, room), grown(layer.values, room)) for layer in recorders]
         self.padding, self.seen = self._padding()
         self.step = self._module_steps(memory) if self.path is None else self._fused_steps(self.path, memory)
         return self._queued(self._chosen(self.model.logits(hidden)[:, :, 0], self._noise(), mx.array(known)))
@@ -67,7 +68,7 @@ class Decoder:
     def advance(self, codes: mx.array, known: np.ndarray) -> mx.array:
         """Read a step (B, K) and return the next one."""
         if self.taken == self.caches[0][0].shape[2]:
-            self.caches = [(_grown(keys, self.slots), _grown(values, self.slots)) for keys, values in self.caches]
+            self.caches = [(grown(keys, self.slots), grown(values, self.slots)) for keys, values in self.caches]
             room = [(0, 0), (0, self.slots)]
             self.seen = None if self.seen is None else mx.pad(self.seen, room, constant_values=True)
         # The old caches must have no name left when the new ones are computed: then they are updated in place.
@@ -159,7 +160,3 @@ class Decoder:
         key = (self.sampler, self.guided, self.guidance, tuple(adapters(self.model).items()))
         compiled, weights = self.model.kept_step(key, step), self.model.parameters()
         return lambda *arguments: compiled(weights, *arguments)
-
-
-def _grown(x: mx.array, slots: int) -> mx.array:
-    return mx.pad(x, [(0, 0), (0, 0), (0, slots), (0, 0)])

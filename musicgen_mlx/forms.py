@@ -10,74 +10,35 @@ from typing import Protocol
 import mlx.core as mx
 
 from backends import blas
+from backends.mlx_backend import activations
+from backends.mlx_backend.activations import Activations
 
 NORM_EPS = 1e-5
 Norm = tuple[mx.array, mx.array]
 
 
-class Forms(Protocol):
+class Forms(Activations, Protocol):
     """What differs between the two."""
 
-    def kept(self, weight: mx.array) -> mx.array:
-        """A linear's weight (out, in), or a norm's (D,), as the functions below take it; shares its memory."""
-        ...
-
-    def enter(self, rows: mx.array) -> mx.array:
-        """Rows (rows, D) -> activations; `leave` is back."""
-        ...
-
-    def leave(self, x: mx.array) -> mx.array: ...
-    def linear(self, x: mx.array, weight: mx.array) -> mx.array: ...
-    def plus_linear(self, residual: mx.array, x: mx.array, weight: mx.array) -> mx.array: ...
     def norm(self, x: mx.array, norm: Norm) -> mx.array: ...
 
 
-class Columns:
+class Columns(activations.Columns):
     """Activations (D, rows)."""
 
     def __init__(self, width: int):
         self.mean, self.eps = mx.full((1, width), 1 / width), mx.full((1, 1), NORM_EPS)
-
-    def kept(self, weight: mx.array) -> mx.array:
-        return weight[:, None] if weight.ndim == 1 else weight
-
-    def enter(self, rows: mx.array) -> mx.array:
-        return rows.T
-
-    def leave(self, x: mx.array) -> mx.array:
-        return x.T
-
-    def linear(self, x: mx.array, weight: mx.array) -> mx.array:
-        return weight @ x
-
-    def plus_linear(self, residual: mx.array, x: mx.array, weight: mx.array) -> mx.array:
-        return mx.addmm(residual, weight, x)
 
     def norm(self, x: mx.array, norm: Norm) -> mx.array:
         centred = x - self.mean @ x
         return centred * mx.rsqrt(mx.addmm(self.eps, self.mean, centred.square())) * norm[0] + norm[1]
 
 
-class Rows:
+class Rows(activations.Rows):
     """Activations (rows, D)."""
 
     def __init__(self, width: int):
         self.mean, self.eps = mx.full((width, 1), 1 / width), mx.full((1, 1), NORM_EPS)
-
-    def kept(self, weight: mx.array) -> mx.array:
-        return weight.T  # which a vector is itself
-
-    def enter(self, rows: mx.array) -> mx.array:
-        return rows
-
-    def leave(self, x: mx.array) -> mx.array:
-        return x
-
-    def linear(self, x: mx.array, weight: mx.array) -> mx.array:
-        return x @ weight
-
-    def plus_linear(self, residual: mx.array, x: mx.array, weight: mx.array) -> mx.array:
-        return mx.addmm(residual, x, weight)
 
     def norm(self, x: mx.array, norm: Norm) -> mx.array:
         centred = x - x @ self.mean

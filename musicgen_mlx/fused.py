@@ -12,8 +12,7 @@ import mlx.core as mx
 from mlx.utils import tree_map
 
 from backends.mlx_backend.device import on_gpu
-from backends.mlx_backend.fusing import arrays, is_current, parts
-from backends.mlx_backend.lora import adapters
+from backends.mlx_backend.fusing import arrays, is_current, is_plain, parts
 from musicgen_mlx.attention import KeysValues
 from musicgen_mlx.condition import Condition
 from musicgen_mlx.crossing import Crossing, crossing_of
@@ -37,8 +36,7 @@ def fused_path(model: MusicGen, steps: int) -> "FusedPath | None":
 
     They are kept until one is replaced, or until there are steps enough to join them.
     """
-    plain = model.dtype == mx.float32 and not any("scales" in module for _, module in model.named_modules())
-    if on_gpu() or not plain or adapters(model):
+    if on_gpu() or model.dtype != mx.float32 or not is_plain(model):
         return None
     joined = joining_pays(model.config.width, steps)
 

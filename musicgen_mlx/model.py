@@ -13,8 +13,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from backends.mlx_backend.generating import GenerativeModel
+from backends.mlx_backend.kv_cache import Cache
 from backends.mlx_backend.recompute import recomputed
-from musicgen_mlx.attention import Attention, Cache, KeysValues
+from musicgen_mlx.attention import Attention, KeysValues
 from musicgen_mlx.condition import Condition, Conditioner
 from musicgen_mlx.config import MusicGenConfig
 

@@ -8,6 +8,13 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from backends.mlx_backend.lora import adapters
+
+
+def is_plain(model: nn.Module) -> bool:
+    """Whether weights may be taken out of the modules: no adapters, nothing quantised."""
+    return not adapters(model) and not any("scales" in module for module in model.modules())
+
 
 def join(owners: Sequence[Any]) -> mx.array:
     """The owners' weights (out, in) as one (sum of outs, in); theirs become views of it."""

@@ -185,7 +185,10 @@ class Task(Protocol):
         ...
 
     def validation(self, epoch: int) -> Iterable[Batch]:
-        """The validation batches of an epoch's stage, always the same ones; none where there is no validation set."""
+        """This rank's share of the validation batches of an epoch's stage, each batch on one rank only.
+
+        They are always the same ones; none where there is no validation set.
+        """
         ...
 
     def sample(self, model: Any, step: int) -> list[Sample]: ...

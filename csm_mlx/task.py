@@ -106,7 +106,8 @@ class CSMTask:
 
     def validation(self, epoch: int) -> list[Batch]:
         cuts = in_order([len(example) for example in self.held_out], self.plan.batch_size)
-        groups = [[self.held_out[index] for index in cut] for cut in cuts]
+        mine = cuts[self.world.rank :: self.world.size]
+        groups = [[self.held_out[index] for index in cut] for cut in mine]
         return [collate(group, [np.flatnonzero(example.targets) for example in group]) for group in groups]
 
     def sample(self, model: CSM, step: int) -> list[Sample]:

@@ -99,8 +99,9 @@ class MusicGenTask:
         return frames / self.config.encodec.frame_hz
 
     def validation(self, epoch: int) -> Iterator[Batch]:
-        """The beginnings of the clips held out, with their descriptions."""
-        for cut in in_order([len(clip) for clip in self.held_out], self.plan.batch_size):
+        """The beginnings of the clips held out, with their descriptions; this rank's share of the batches."""
+        cuts = in_order([len(clip) for clip in self.held_out], self.plan.batch_size)
+        for cut in cuts[self.world.rank :: self.world.size]:
             found = [self.held_out[index] for index in cut]
             yield self._collate(
                 [Segment(clip.codes[:, : self.plan.segment_frames], self._rows(clip.text)) for clip in found]

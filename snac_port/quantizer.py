@@ -93,10 +93,11 @@ class ResidualVectorQuantize(nn.Module):
         residuals = latents
         for index, level in enumerate(self.quantizers):
             projected = one_by_one(level.project(residual) for residual in residuals)
-            channels = np.concatenate([np.array(x.astype(mx.float32)).reshape(-1, x.shape[-1]) for x in projected])
-            table = start_codebook(channels, level.codebook.weight.shape[0], mix(seed, index))
-            mine = mx.array(table if world().rank == 0 else np.zeros_like(table))
-            level.codebook.weight = sum_arrays({"table": mine})["table"]
+            table = np.zeros(level.codebook.weight.shape, np.float32)
+            if world().rank == 0:
+                channels = np.concatenate([np.array(x.astype(mx.float32)).reshape(-1, x.shape[-1]) for x in projected])
+                table = start_codebook(channels, len(table), mix(seed, index))
+            level.codebook.weight = sum_arrays({"table": mx.array(table)})["table"]
             pairs = zip(residuals, projected, strict=True)
             residuals = one_by_one(residual - level.restore(level.codebook(level.nearest(x))) for residual, x in pairs)
         mx.eval(self.parameters())

@@ -121,10 +121,11 @@ class SNAC(Codec, snac.SNAC):
         residuals = [self.encode_latents(self._native(audio)) for audio in crops]
         for index, level in enumerate(cast(Iterable[Any], self.quantizer.quantizers)):
             projected = [_projected(level, residual) for residual in residuals]
-            channels = torch.cat([x.transpose(1, 2).flatten(0, 1) for x in projected]).float().cpu().numpy()
-            table = start_codebook(channels, level.codebook.weight.shape[0], mix(seed, index))
-            mine = self._native(table if world().rank == 0 else np.zeros_like(table))
-            level.codebook.weight.copy_(sum_arrays({"table": mine})["table"])
+            table = np.zeros(tuple(level.codebook.weight.shape), np.float32)
+            if world().rank == 0:
+                channels = torch.cat([x.transpose(1, 2).flatten(0, 1) for x in projected]).float().cpu().numpy()
+                table = start_codebook(channels, len(table), mix(seed, index))
+            level.codebook.weight.copy_(sum_arrays({"table": self._native(table)})["table"])
             for place, (residual, x) in enumerate(zip(residuals, projected, strict=True)):
                 entry, _ = level.decode_latents(x)
                 residuals[place] = residual - level.out_proj(entry).repeat_interleave(level.stride, dim=-1)

@@ -104,14 +104,15 @@ class CodecTask:
         return sum(batch["audio"].size for batch in micro_batches) / self.train.rate_hz
 
     def validation(self, epoch: int) -> Iterator[Batch]:
-        """The same crops and noise for a stage, whatever the epoch."""
+        """The same crops and noise for a stage, whatever the epoch; this rank's share of the batches."""
         source = self.held_out
         if source is None:
             return
         segments = source.plan(self._units(epoch), seed=self.plan.seed, epoch=0)
         numbered = list(enumerate(segments))[: self.plan.validation_segments]
+        groups = list(batches_of(numbered, min(self.plan.validation_batch, self._micro_size(epoch))))
         with ThreadPoolExecutor(self.plan.workers) as pool:
-            for group in batches_of(numbered, min(self.plan.validation_batch, self._micro_size(epoch))):
+            for group in groups[self.world.rank :: self.world.size]:
                 loaded = list(pool.map(lambda item: self._load(source, item, VALIDATE, 0), group))
                 yield self._batch(loaded, epoch, training=False)
 

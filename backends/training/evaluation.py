@@ -1,7 +1,6 @@
 """Weights of a loss's terms, and the validation loss."""
 
 from collections.abc import Callable, Mapping
-from itertools import islice
 
 from backends.base import Batch, Metrics, Task, World
 
@@ -24,10 +23,10 @@ def total(terms: Metrics, task: Task) -> float:
 
 
 def validate_terms(evaluate: Callable[[Batch], Metrics], task: Task, epoch: int, world: World) -> Metrics | None:
-    """The terms of an epoch's stage on validation data, weighted; each rank takes its share of the batches."""
+    """The terms of an epoch's stage on validation data, weighted; each rank makes its share of the batches."""
     sums, counts = dict.fromkeys(task.coefficients, 0.0), dict.fromkeys(task.coefficients, 0.0)
     seen = 0
-    for batch in islice(task.validation(epoch), world.rank, None, world.size):
+    for batch in task.validation(epoch):
         seen += 1
         for name, value in evaluate(batch).items():
             sums[name] += value

@@ -1,6 +1,7 @@
 """The training loss: the seed's formula, equal on both backends, with equal gradients."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,7 +17,7 @@ from backends.data import segments
 from backends.layouts.rules import to_ours
 from backends.layouts.snac import rules
 from backends.seeds import rng
-from snac_port import codes, loss, mlx_terms, start, torch_terms
+from snac_port import codes, loss, mlx_terms, quantizer, start, torch_model, torch_terms
 from snac_port.finetune_options import FinetuneOptions
 from snac_port.task import SNACFamily
 
@@ -156,6 +157,28 @@ def test_codebooks_start_alike_from_crops_one_by_one_and_at_once(backend):
     assert len(found[0]) == len(NARROW.vq_strides)
     for name, value in found[0].items():
         np.testing.assert_allclose(found[1][name], value, atol=1e-5 * np.abs(value).max(), err_msg=name)
+
+
+@pytest.mark.parametrize("backend", ["mlx", "torch"])
+def test_codebooks_start_on_the_first_rank_alone(backend, monkeypatch):
+    """Another rank clusters nothing, and takes the tables that the first one gives."""
+    crops = oracle.sound(NARROW, 8 * NARROW.unit_samples, batch=6)
+    first, other = (oracle.twins(oracle.upstream(NARROW), NARROW)[backend] for _ in range(2))
+    first.start_codebooks(iter([crops]), 3)
+    expected, given = codebooks(first), []
+    module, native = {"mlx": (quantizer, mx.array), "torch": (torch_model, torch.from_numpy)}[backend]
+
+    def summed(arrays):
+        assert not arrays["table"].any()
+        given.append(list(expected.values())[len(given)])
+        return {"table": native(given[-1])}
+
+    monkeypatch.setattr(module, "world", lambda: SimpleNamespace(rank=1))
+    monkeypatch.setattr(module, "start_codebook", lambda *_: pytest.fail("clusters what is thrown away"))
+    monkeypatch.setattr(module, "sum_arrays", summed)
+    other.start_codebooks(iter([crops]), 3)
+    for name, value in codebooks(other).items():
+        np.testing.assert_array_equal(value, expected[name])
 
 
 def test_codebooks_start_from_one_crop_at_a_time(tmp_path):

@@ -161,8 +161,9 @@ class ToyTask:
         return float(sum(batch["mask"].sum() for batch in micro_batches))
 
     def validation(self, _epoch):
-        rows = examples(self.held_out, seed=5)
-        return [collate([rows[i] for i in cut]) for cut in in_order([len(row) for row in rows], 3)]
+        rows, world = examples(self.held_out, seed=5), self.side.backend.world
+        cuts = in_order([len(row) for row in rows], 3)[world.rank :: world.size]
+        return [collate([rows[i] for i in cut]) for cut in cuts]
 
     def sample(self, _model, step):
         if not self.sound:

@@ -10,6 +10,7 @@ A command gives its family, hooks included, to `against` and trains with what th
 """
 
 import importlib
+import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ class AdversaryPlan:
     spec: DiscriminatorSpec = DiscriminatorSpec()
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise InputError(f"--adversarial-learning-rate {self.learning_rate}: expected a positive number")
 
     def optim(self) -> OptimSpec:

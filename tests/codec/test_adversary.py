@@ -1,5 +1,6 @@
 """The adversarial stage: a small Mimi against small discriminators, on both backends."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -165,8 +166,9 @@ def test_a_run_resumes_exactly(tmp_path, monkeypatch):
 
 
 def test_bad_values_are_refused(tmp_path):
-    with pytest.raises(InputError, match="--adversarial-learning-rate 0.0: expected a positive number"):
-        options(tmp_path, "mlx", adversarial=True, adversarial_learning_rate=0.0)
+    for rate in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(InputError, match=f"--adversarial-learning-rate {rate}: expected a positive number"):
+            options(tmp_path, "mlx", adversarial=True, adversarial_learning_rate=rate)
     with pytest.raises(
         InputError, match=r"--adversarial, whose largest window is 2048, needs segments longer than 0.16 s"
     ):

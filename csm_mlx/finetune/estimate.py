@@ -26,7 +26,7 @@ def describe(model: CSM, task: CSMTask, options: CSMOptions, backend: Backend) -
             "data",
             f"{len(task.train)} rows, {seconds / 60:.1f} minutes of audio, {len(task.held_out)} rows for validation",
         ),
-        ("steps", f"{sum(task.updates(e) for e in range(1, options.epochs + 1))} in {options.epochs} epochs"),
+        ("steps", f"{task.updates(1) * options.epochs} in {options.epochs} epochs"),
         (
             "memory",
             f"about {needed / 1e9:.2f} GB at the peak" + (f", this machine has {limit / 1e9:.1f} GB" if limit else ""),

@@ -9,6 +9,7 @@ from itertools import product
 from backends.errors import InputError
 
 KEYS = {"epochs", "length", "batch_multiplier", "comment"}
+LONGEST_S = 3600.0  # of a segment; short recordings would be joined until one is full
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,14 @@ def stage_of(made: Sequence[Stage], epoch: int) -> Stage:
 
 
 def check_lengths(made: Sequence[Stage], rate_hz: int, windows: Mapping[str, int], adversary: int = 0) -> None:
-    """Raise InputError where a stage is too short for the spectra of its loss.
+    """Raise InputError where a stage is longer than an hour, or too short for the spectra of its loss.
 
     They are centred on a segment's first sample, so that half a window is reflected there. `windows` says which option
     asks for a window of how many samples; `adversary` is the shortest segment that discriminators take.
     """
+    longest = max(stage.length_s for stage in made)
+    if longest > LONGEST_S:
+        raise InputError(f"--segment-length, --curriculum: segments of {longest:g} s; expected at most {LONGEST_S:g} s")
     reach = {option: window // 2 for option, window in windows.items()}
     if adversary:
         reach["--adversarial, whose largest window is 2048,"] = adversary - 1

@@ -12,7 +12,7 @@ from backends.data.segments import Piece, Recording, Source
 from backends.errors import InputError
 from backends.seeds import rng
 from backends.training.baselines import Baselines
-from backends.training.curriculum import stage_of, stages
+from backends.training.curriculum import check_lengths, stage_of, stages
 
 SEED_TABLE = json.dumps(
     [
@@ -72,6 +72,18 @@ def test_stages_end_with_the_run():
 def test_bad_curricula_are_named(text, message):
     with pytest.raises(InputError, match=message):
         stages(text, 4, 8, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "length_s", "shown"),
+    [("", 1e300, "1e+300"), ("", 3601.0, "3601"), ('[{"epochs": [1, 4], "length": 1e9}]', 1.0, "1e+09")],
+)
+def test_segments_of_more_than_an_hour_are_refused(text, length_s, shown):
+    """An epoch of them would be recordings joined again and again until one is full."""
+    check_lengths(stages("", 4, 8, 3600.0), 24_000, {"--n-ffts 64": 64})
+    message = f"--segment-length, --curriculum: segments of {shown} s; expected at most 3600 s".replace("+", r"\+")
+    with pytest.raises(InputError, match=message):
+        check_lengths(stages(text, 4, 8, length_s), 24_000, {})
 
 
 def test_stages_of_one_length_improve_each_for_itself(tmp_path):

@@ -66,7 +66,7 @@ class CSMOptions(TrainOptions):
             raise InputError(f"--first-codebook-weight {self.first_codebook_weight}: expected 0 or more")
         if self.max_samples is not None and self.max_samples < 1:
             raise InputError(f"--max-samples {self.max_samples}: expected at least 1")
-        if self.max_audio_length_ms is not None and not self.max_audio_length_ms > 0:
+        if self.max_audio_length_ms is not None and not 0 < self.max_audio_length_ms < math.inf:
             raise InputError(f"--max-audio-length-ms {self.max_audio_length_ms}: expected a positive number")
         if not FRAME_MS <= self.sample_ms < math.inf:
             raise InputError(f"--sample-ms {self.sample_ms}: expected at least {FRAME_MS}, one frame")

@@ -155,6 +155,7 @@ BAD_FLAGS = {
     "--max-samples 0": "--max-samples 0: expected at least 1",
     "--max-samples -3": "--max-samples -3: expected at least 1",
     "--max-audio-length-ms -5": "--max-audio-length-ms -5.0: expected a positive number",
+    "--max-audio-length-ms inf": "--max-audio-length-ms inf: expected a positive number",
     "--sample-ms 10": "--sample-ms 10.0: expected at least 80, one frame",
     "--sample-speaker -1": "--sample-speaker -1: expected a whole number from 0",
     "--lora-alpha -3": "--lora-alpha -3.0: expected a positive number",

@@ -6,7 +6,7 @@ python -m musicgen_mlx.train --data loops --model small --lora-rank 16 --output-
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from backends.errors import InputError
 from backends.training import launch
 from backends.training.loop import Result, train
 from backends.training.options import check_precision
+from backends.training.settings import Settings
 from backends.training.state import check_early, frozen_identity
 from musicgen_mlx import dataset
 from musicgen_mlx.config import MusicGenConfig, of_scale
 from musicgen_mlx.studio import Studio, from_pretrained, from_scratch
 from musicgen_mlx.task import MusicGenTask, Plan
-from musicgen_mlx.train_options import MAY_DIFFER, MusicGenOptions
+from musicgen_mlx.train_options import MusicGenOptions
 
 SCALE = "micro"
 GROUPS = {"attn": ("_attn.",), "mlp": ("linear1", "linear2"), "heads": ("linears.",), "embeddings": ("emb.",)}
@@ -69,14 +70,13 @@ def train_model(options: MusicGenOptions) -> Result:
     return result
 
 
-def _settings(options: MusicGenOptions) -> dict[str, Any]:
-    """What must stay the same for a run to continue; a default counts as if it was given."""
-    settings = {name: value for name, value in asdict(options).items() if name not in MAY_DIFFER}
-    if options.model is None:
-        config = fresh_config(options)
-        settings |= {"scale": options.scale or SCALE, "conditioner": options.conditioner or "none"}
-        settings |= {"dim": config.width, "heads": config.heads, "layers": config.layers}
-    return settings
+def _settings(options: MusicGenOptions) -> Settings:
+    """What the run is asked for; a default counts as if it was given."""
+    if options.model is not None:
+        return Settings.of(options)
+    config = fresh_config(options)
+    sizes = {"dim": config.width, "heads": config.heads, "layers": config.layers}
+    return Settings.of(options, scale=options.scale or SCALE, conditioner=options.conditioner or "none", **sizes)
 
 
 def _longest_s(clips: Sequence[dataset.Clip], config: MusicGenConfig) -> float:

@@ -19,6 +19,10 @@ Scale = Literal["micro", "xsmall", "base", "small", "medium", "large"]
 class MusicGenOptions(TrainOptions):
     """Train a MusicGen from random weights, or fine-tune one, on a folder of music."""
 
+    may_change = TrainOptions.may_change | {  # of the recordings their codes are compared
+        "data", "val_data", "device", "ddp", "nproc", "sample_duration", "sample_prompt",
+    }  # fmt: skip
+
     data: Path
     """Folder of recordings, any rate; folders below it count too. name.json beside name.wav may describe it."""
     val_data: Path | None = None
@@ -148,8 +152,3 @@ def _check_range(options: MusicGenOptions, name: str, low: float, high: float, *
     if not low <= value or value > high or (value == high and not closed):
         below = "" if closed else "less than "
         raise InputError(f"--{name.replace('_', '-')} {value}: expected {low} to {below}{high}")
-
-
-# What may be changed between a run and its continuation, besides `backends.training.options.MAY_CHANGE`. Of the
-# backend in use the checkpoint knows, and of the recordings their codes are compared.
-MAY_DIFFER = frozenset(["data", "val_data", "backend", "device", "ddp", "nproc", "sample_duration", "sample_prompt"])

@@ -53,7 +53,6 @@ def finetune(options: FinetuneOptions) -> Result:
         backend=backend,
         loss=family.loss,
         identity=same,
-        settings=options.settings(),
         best=options.output_dir / "best_model",
     )
     training.check_start(options.quantize_after)

@@ -2,20 +2,20 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from backends import seeds
 from backends.base import Window
 from backends.errors import InputError
 from backends.training.codec_options import CodecRunOptions
 from backends.training.options import TrainOptions
+from backends.training.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneOptions(CodecRunOptions):
     """Fine-tune SNAC on a folder of recordings."""
 
-    may_differ = CodecRunOptions.may_differ | {
+    may_change = CodecRunOptions.may_change | {
         "experiment_name", "description", "eval_batch_size", "save_every", "save_every_batches", "save_every_minutes",
         "export_pt",
     }  # fmt: skip
@@ -93,8 +93,8 @@ class FinetuneOptions(CodecRunOptions):
     def decoder_only(self) -> bool:
         return self.freeze_encoder and self.freeze_vq
 
-    def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "schedule": "cosine"}
+    def settings(self) -> Settings:
+        return Settings.of(self, schedule="cosine")
 
     def training(self) -> TrainOptions:
         """The same for `backends.training.loop`."""

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from backends.base import Backend, Precision
 from backends.data import segments
@@ -16,6 +16,7 @@ from backends.training.curriculum import Stage, check_lengths
 from backends.training.options import TrainOptions, check_precision
 from backends.training.rvq_codec import Quantising
 from backends.training.schedule import Schedule
+from backends.training.settings import Settings
 
 FROM_SCRATCH = 500  # updates without quantisation, by default, where a codec starts from random weights
 
@@ -24,12 +25,12 @@ FROM_SCRATCH = 500  # updates without quantisation, by default, where a codec st
 class CodecRunOptions:
     """What every command that trains a codec on a folder of recordings has.
 
-    `may_differ` are the options that may be changed between a run and its continuation.
+    `may_change` are those that may be changed between a run and its continuation.
     """
 
-    may_differ: ClassVar[frozenset[str]] = frozenset([
+    may_change: ClassVar[frozenset[str]] = frozenset([
         "output_dir", "config", "backend", "device", "ddp", "nproc", "resume", "num_workers", "keep_last", "log_every",
-        "samples",
+        "samples", "train_data", "val_data",
     ])  # fmt: skip
 
     train_data: Path
@@ -122,9 +123,9 @@ class CodecRunOptions:
             if not (math.isfinite(value) and holds(value)):
                 raise InputError(f"--{name.replace('_', '-')} {value}: expected {expected}")
 
-    def settings(self) -> dict[str, Any]:
-        """What must stay the same for a run to continue."""
-        return {name: value for name, value in asdict(self).items() if name not in self.may_differ}
+    def settings(self) -> Settings:
+        """For `backends.training.loop`."""
+        return Settings.of(self)
 
     def training(self) -> TrainOptions:
         """The same for `backends.training.loop`."""
@@ -174,7 +175,7 @@ class CodecRunOptions:
 class CodecOptions(CodecRunOptions):
     """How to train a codec with averaged codebooks (Mimi, EnCodec) on a folder of recordings."""
 
-    may_differ = CodecRunOptions.may_differ | {"save_every", "save_minutes", "eval_every", "patience"}
+    may_change = CodecRunOptions.may_change | {"epochs", "save_every", "save_minutes", "eval_every", "patience"}
 
     output_dir: Path
     """The run directory: checkpoints, metrics.csv, samples, report.html and best/."""

@@ -59,7 +59,6 @@ def run(opened: Callable[[Backend, str | None, str | None, int], Codec], options
         backend=backend,
         loss=family.loss,
         identity=identity,
-        settings=options.settings(),
         best=options.output_dir / "best",
     )
     training.check_start(family.quantising.start)

@@ -29,7 +29,6 @@ class CodecTraining:
     backend: Backend
     loss: object  # baselines measured with another are not used
     identity: dict[str, str]  # what must stay the same for a run to continue
-    settings: dict[str, Any]  # and the options that must
     best: Path  # where the best weights are written
 
     def run(self, learner: Callable[[Baselines], Family]) -> Result:
@@ -41,7 +40,7 @@ class CodecTraining:
             self.say(f"baseline at {stage.name}: validation loss {measured.values[stage.name]['val_loss']:.4f}")
         result = train(
             self.backend, self.model, replace(self.task, family=learner(measured)), options, title=self.title,
-            identity=self.identity, settings=self.settings,
+            identity=self.identity, settings=self.options.settings(),
         )  # fmt: skip
         for name, share in measured.improvements(options.output_dir):
             self.say(f"{name}: best validation loss {100 * share:.1f} % under its baseline")

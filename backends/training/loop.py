@@ -5,7 +5,7 @@ import math
 import signal
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from backends.training.log import MetricsLog, Window
 from backends.training.options import TrainOptions
 from backends.training.report import write_report
 from backends.training.schedule import learning_rate
+from backends.training.settings import Settings
 from backends.training.signals import interruptible
 from backends.training.state import RunState
 
@@ -46,7 +47,7 @@ def train(
     *,
     title: str,
     identity: dict[str, str] | None = None,
-    settings: dict[str, Any] | None = None,
+    settings: Settings | None = None,
 ) -> Result:
     """Train `model` on `task`, or continue the run that `options.output_dir` holds.
 
@@ -59,19 +60,17 @@ def train(
     process is at it, or all its checkpoints are damaged.
     """
     same = {**(identity or {}), "number of processes": str(backend.world.size)}  # of which an update takes a batch each
-    config = {**state.plain(settings or asdict(options)), "identity": same}
     with lock.held(options.output_dir) if backend.world.rank == 0 else nullcontext():
-        return _Run(backend, model, task, options, title, config).to_the_end()
+        asked = (settings or Settings.of(options)).of_run(backend.name, same)
+        return _Run(backend, model, task, options, title, asked).to_the_end()
 
 
 class _Run:
-    def __init__(
-        self, backend: Backend, model: Any, task: Task, options: TrainOptions, title: str, config: dict[str, Any]
-    ):
+    def __init__(self, backend: Backend, model: Any, task: Task, options: TrainOptions, title: str, settings: Settings):
         self.backend, self.model, self.task, self.options, self.title = backend, model, task, options, title
         self.chief = backend.world.rank == 0
         self.directory = options.output_dir
-        self.config = config
+        self.settings = settings
         self.checkpoints = Checkpoints(self.directory / "checkpoints", options.keep_last)
         self.step = task.hooks.make_step() if task.hooks.make_step else self._plain_step()
         self.evaluate = backend.eval_step(model, task.terms)
@@ -121,7 +120,7 @@ class _Run:
         self.log = None
         if self.chief:
             self.log = MetricsLog(self.directory / "metrics.csv", tuple(self.task.coefficients), self.state.rows)
-            write_text(self.directory / "config.json", json.dumps(self.config, indent=1))
+            write_text(self.directory / "config.json", json.dumps(self.settings.config(), indent=1))
         if self.state.step == 0:
             self._sample()
         self._export()  # again what the checkpoint owes: the process that saved it may not have come to it
@@ -202,7 +201,9 @@ class _Run:
             self.log.sync()
             window = dict(self.window.sums)
             self.state = replace(self.state, rows=self.log.rows, window=window, window_steps=self.window.steps)
-            state.save(self.checkpoints, self.backend, self.model, self.task.hooks, self.step, self.state, self.config)
+            state.save(
+                self.checkpoints, self.backend, self.model, self.task.hooks, self.step, self.state, self.settings
+            )
         self.last_save = time.monotonic()
         self.backend.world.barrier()
         self._export()
@@ -235,7 +236,9 @@ class _Run:
         newest = newest or state.given_checkpoint(self.options)
         restored = RunState()
         if newest is not None:
-            restored = state.restore(newest, self.backend, self.model, self.task.hooks, self.step, self.config, report)
+            restored = state.restore(
+                newest, self.backend, self.model, self.task.hooks, self.step, self.settings, report
+            )
         self._same_start(restored)
         if not self.options.resume and self.chief:
             self.checkpoints.clear()  # only now that nothing is refused any more

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from backends import seeds
 from backends.base import Backend, OptimSpec, Precision
@@ -13,7 +13,16 @@ from backends.training.schedule import Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """How to train. A model family's options extend this with its own."""
+    """How to train. A model family's options extend this with its own.
+
+    `may_change` are those that may be changed between a run and its continuation: they do not alter what has been
+    computed so far.
+    """
+
+    may_change: ClassVar[frozenset[str]] = frozenset([
+        "output_dir", "config", "epochs", "save_every", "save_minutes", "keep_last", "log_every", "eval_every",
+        "patience", "resume", "compile",
+    ])  # fmt: skip
 
     output_dir: Path
     """The run directory: checkpoints, metrics.csv, samples and report.html."""
@@ -104,24 +113,3 @@ def check_precision(precision: Precision, backend: Backend) -> None:
     """Raise InputError, before anything is read, where the backend's steps compute in none such."""
     if precision != "float32" and backend.name == "mlx":
         raise InputError(f"--precision {precision}: only for --backend torch; on MLX use float32")
-
-
-# Options that may change between a run and its continuation: they do not alter what has been computed so far.
-MAY_CHANGE = frozenset(
-    [
-        "output_dir",
-        "config",
-        "epochs",
-        "save_every",
-        "save_minutes",
-        "keep_last",
-        "log_every",
-        "eval_every",
-        "patience",
-        "resume",
-        "compile",
-        "sample_text",
-        "sample_speaker",
-        "sample_ms",
-    ]
-)

@@ -1,7 +1,7 @@
 """Where a run stands, and how a checkpoint holds it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from backends.base import Backend, Hooks, Metrics, TrainStep
 from backends.errors import InputError
 from backends.training import lock
 from backends.training.checkpoints import Checkpoints, damage
-from backends.training.options import MAY_CHANGE, TrainOptions
+from backends.training.options import TrainOptions
+from backends.training.settings import Settings
 
 
 @dataclass
@@ -39,7 +40,7 @@ def save(
     hooks: Hooks,
     step: TrainStep,
     state: RunState,
-    config: dict,
+    settings: Settings,
 ) -> Path:
     """Commit a checkpoint of everything that continues the run."""
 
@@ -48,7 +49,7 @@ def save(
         backend.write(directory / "optimizer.safetensors", step.state(), {})
         if buffers := hooks.buffers(model):
             backend.write(directory / "buffers.safetensors", buffers, {})
-        payload = {"state": asdict(state), "config": config, "backend": backend.name}
+        payload = {"state": asdict(state), "config": settings.config(), "backend": backend.name}
         (directory / "trainer.json").write_text(json.dumps(payload, indent=1), encoding="utf-8")
 
     return checkpoints.save(state.step, write)
@@ -60,12 +61,16 @@ def restore(
     model: Any,
     hooks: Hooks,
     step: TrainStep,
-    config: dict,
+    settings: Settings,
     report: Callable[[str], None] = print,
 ) -> RunState:
-    """Load a verified checkpoint into the model and the step. Raises InputError where the run's options differ."""
+    """Load a verified checkpoint into the model and the step.
+
+    Raises InputError where the run's options differ, or what its identity names has changed.
+    """
     payload = json.loads((path / "trainer.json").read_text(encoding="utf-8"))
-    _same_run(path, {**payload["config"], "backend": payload["backend"]}, {**config, "backend": backend.name})
+    _same_options(path, payload, settings)
+    _same_identity(path, payload["config"]["identity"], settings.identity)  # after the options, which may be the cause
     weights, _ = backend.read(path / "weights.safetensors")
     moments, _ = backend.read(path / "optimizer.safetensors")
     load_trained(backend, model, weights, str(path))
@@ -106,7 +111,7 @@ def frozen_identity(backend: Backend, model: Any) -> str:
     return backend.fingerprint({name: flat[:: len(flat) // 1000 + 1] for name, flat in frozen.items()})
 
 
-def check_early(backend: Backend, options: TrainOptions, settings: dict[str, Any] | None = None) -> None:
+def check_early(backend: Backend, options: TrainOptions, settings: Settings | None = None) -> None:
     """Refuse before any recording is read what `backends.training.loop.train` would refuse after all are encoded.
 
     Raises InputError where the run directory cannot be written or is in use, and where the checkpoint to continue from,
@@ -123,40 +128,44 @@ def check_early(backend: Backend, options: TrainOptions, settings: dict[str, Any
         payload = json.loads((newest / "trainer.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return  # damaged: the one before may do
-    _same_options(newest, {**payload["config"], "backend": payload["backend"]}, {
-        **plain(settings or asdict(options)), "identity": {"dataset": ""}, "backend": backend.name,
-    })  # fmt: skip
+    _same_options(newest, payload, (settings or Settings.of(options)).of_run(backend.name))
 
 
-def plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Options as they stand in config.json."""
-    return json.loads(json.dumps(settings, default=str))
-
-
-def _same_run(path: Path, saved: dict, asked: dict) -> None:
-    _same_options(path, saved, asked)
-    if changed := _differing(saved["identity"], asked["identity"]):  # after the options, which may be the cause
+def _same_identity(path: Path, saved: Mapping[str, str], asked: Mapping[str, str]) -> None:
+    if changed := _differing(saved, asked):
         raise InputError(
             f"the {' and the '.join(changed)} {'has' if len(changed) == 1 else 'have'} changed since {path} was saved: "
             "use another --output-dir, or --no-resume to start over"
         )
 
 
-def _same_options(path: Path, saved: dict, asked: dict) -> None:
-    may_change = set(MAY_CHANGE) | {"identity"}
+def _same_options(path: Path, payload: dict, settings: Settings) -> None:
+    """An option that is younger than the checkpoint had its default."""
+    if unknown := set(payload["config"]) - {*settings.values, "identity"}:
+        raise InputError(
+            f"{path}: belongs to a run of another command or version, which has --{min(unknown).replace('_', '-')}: "
+            "give another directory"
+        )
+    saved = {**settings.defaults, **payload["config"], "backend": payload["backend"]}
+    asked, may_change = settings.values, {*settings.may_change, "identity"}
     if asked.get("schedule") != "constant":
         may_change.discard("epochs")  # the schedule's end moves with it
     if asked.get("resume_from") == str(path):
         may_change.add("resume_from")  # the other run did not start from itself
-    if "dataset" in asked["identity"]:
-        may_change |= {"data_path", "val_path"}  # what they hold is the same
     if changed := [name for name in _differing(saved, asked) if name not in may_change]:
         raise InputError(_other_options(path, {name: (saved.get(name), asked.get(name)) for name in changed}))
 
 
-def _differing(saved: dict, asked: dict) -> list[str]:
+def _differing(saved: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """The names of what is not the same in both."""
-    return [name for name in sorted(set(saved) | set(asked)) if saved.get(name) != asked.get(name)]
+    return [name for name in sorted(set(saved) | set(asked)) if not _same(saved.get(name), asked.get(name))]
+
+
+def _same(saved: object, asked: object) -> bool:
+    """Whether two values are equal, or two spellings of the path of a file or folder."""
+    if saved == asked or not isinstance(saved, str) or not isinstance(asked, str):
+        return saved == asked
+    return Path(asked).exists() and Path(saved).resolve() == Path(asked).resolve()
 
 
 def _other_options(path: Path, changed: dict[str, tuple[Any, Any]]) -> str:

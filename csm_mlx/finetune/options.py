@@ -17,6 +17,8 @@ EMBEDDINGS = ("text_embeddings", "audio_embeddings")
 class CSMOptions(TrainOptions):
     """What LoRA and full fine-tuning share."""
 
+    may_change = TrainOptions.may_change | {"data_path", "val_path", "sample_text", "sample_speaker", "sample_ms"}
+
     data_path: Path
     """Dataset JSON: a list of {"text", "audio_path", "speaker_id"}, or of lists of them (conversations)."""
     model: str = "1b"

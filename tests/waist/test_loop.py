@@ -7,6 +7,7 @@ import math
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from backends.training.evaluation import validate
 from backends.training.log import read
 from backends.training.options import TrainOptions
 from backends.training.report import write_report
+from backends.training.settings import Settings
 from backends.training.state import check_early
 
 SPEC = LoRASpec(rank=4, alpha=6.0, dropout=0.1)
@@ -39,10 +41,11 @@ def options(directory, **changes):
     return TrainOptions(output_dir=directory, **{**defaults, **changes})
 
 
-def train(side, directory, task=None, identity=None, **changes):
+def train(side, directory, task=None, identity=None, settings=None, **changes):
     model = side.lora(SPEC, dropout=0.1)
     asked = options(directory, **changes)
-    result = loop.train(side.backend, model, task or ToyTask(side), asked, title="toy", identity=identity)
+    told = {"title": "toy", "identity": identity, "settings": settings}
+    result = loop.train(side.backend, model, task or ToyTask(side), asked, **told)
     return result, side.trained(model)
 
 
@@ -296,6 +299,28 @@ def test_options_that_differ_are_an_error_with_both_values(side, tmp_path):
     after = sorted((path, path.read_bytes()) for path in (tmp_path / "checkpoints").rglob("*") if path.is_file())
     assert before == after
     train(side, tmp_path, epochs=2, log_every=1, save_every=2, keep_last=1, eval_every=3, patience=9)  # these may
+
+
+def test_options_are_compared_by_what_they_mean(side, tmp_path, monkeypatch):
+    """A path by what is there; an option that is younger than the checkpoint by its default."""
+    folder, run = tmp_path / "codec", tmp_path / "run"
+    folder.mkdir()
+    asked = Settings.of(options(run, epochs=1), codec=str(folder))
+    train(side, run, epochs=1, settings=asked)
+    monkeypatch.chdir(tmp_path)
+    early = partial(check_early, side.backend, options(run))
+    early(replace(asked, values={**asked.values, "codec": "codec"}))
+    with pytest.raises(InputError, match=r"--codec is 'other', but .*step_4 was trained with '.*/codec'"):
+        early(replace(asked, values={**asked.values, "codec": "other"}))
+    younger = replace(asked, values={**asked.values, "new": 1}, defaults={**asked.defaults, "new": 1})
+    early(younger)
+    with pytest.raises(InputError, match="--new is 2, but .*step_4 was trained with 1"):
+        early(replace(younger, values={**asked.values, "new": 2}))
+    fewer = {name: value for name, value in asked.values.items() if name != "max_norm"}
+    with pytest.raises(
+        InputError, match="step_4: belongs to a run of another command or version, which has --max-norm"
+    ):
+        early(replace(asked, values=fewer))
 
 
 def test_options_that_differ_are_refused_before_anything_is_read(side, tmp_path):

@@ -19,7 +19,6 @@ from backends.data import audio as audio_files
 from backends.data.text import check_text
 from backends.errors import InputError
 
-FULL_SCALE = {"int16": 2.0**15, "int32": 2.0**31}  # of integer PCM; what other integers mean is anyone's guess
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 
 
@@ -41,7 +40,7 @@ class Segment:
         Raises InputError for an array of another shape or type, and for NaN or infinite samples.
         """
         if self._audio is not None:
-            return audio_files.prepare(_floats(self._audio, rate_hz), rate_hz, rate_hz, source="Segment audio")
+            return _floats(self._audio, rate_hz)
         return audio_files.read(Path(str(self.audio_path)), rate_hz)
 
 
@@ -49,13 +48,10 @@ def _floats(audio: Any, rate_hz: int) -> np.ndarray:
     """Samples of an array of any library as float32 (samples,)."""
     if isinstance(audio, mx.array) and mx.issubdtype(audio.dtype, mx.floating):
         audio = audio.astype(mx.float32)  # NumPy has no bfloat16
-    samples = np.asarray(audio)
-    if samples.ndim != 1 or not (samples.dtype.kind == "f" or samples.dtype.name in FULL_SCALE):
-        raise InputError(
-            f"Segment audio: expected (samples,) at {rate_hz} Hz, float from -1 to 1, int16 or int32; "
-            f"found {samples.dtype} of shape {samples.shape}"
-        )
-    return samples.astype(np.float32) / np.float32(FULL_SCALE.get(samples.dtype.name, 1.0))
+    samples = audio_files.floats(audio, "Segment audio")
+    if samples.ndim != 1:
+        raise InputError(f"Segment audio: expected (samples,) at {rate_hz} Hz, found shape {samples.shape}")
+    return samples
 
 
 class TextTokenizer:

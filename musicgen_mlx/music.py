@@ -185,15 +185,10 @@ def _given(engine: Engine, request: Request) -> np.ndarray:
 
 def _recording(audio: np.ndarray, channels: int) -> np.ndarray:
     """What to continue as float32 (samples,), or as it is (samples, 2) for a model of two channels."""
-    given = np.asarray(audio)
-    if given.dtype.kind != "f" or given.ndim not in (1, 2) or (given.ndim == 2 and given.shape[1] not in (1, 2)):
-        raise InputError(
-            f"continue_from: expected floats (samples,) or (samples, 2), found {given.dtype} of shape {given.shape}"
-        )
-    folded = given if given.ndim == 1 or given.shape[1] == channels == 2 else given.mean(axis=1)
-    if not folded.size or not np.isfinite(folded).all():
-        raise InputError(f"continue_from: {'holds NaN or infinite' if folded.size else 'holds no'} samples")
-    return folded.astype(np.float32)
+    given = audio_files.floats(audio, "continue_from")
+    if given.ndim not in (1, 2) or (given.ndim == 2 and given.shape[1] not in (1, 2)):
+        raise InputError(f"continue_from: expected (samples,) or (samples, 2), found shape {given.shape}")
+    return given if given.ndim == 1 or given.shape[1] == channels == 2 else given.mean(axis=1)
 
 
 def _whole(config: MusicGenConfig, laid: np.ndarray, steps: Iterator[np.ndarray]) -> Iterator[np.ndarray]:

@@ -11,6 +11,7 @@ from typing import Any, overload
 import ml_dtypes
 import numpy as np
 
+from backends.data.audio import floats
 from backends.errors import InputError
 from snac_port import codes as layout
 from snac_port import grid
@@ -55,7 +56,8 @@ class Codec:
     def encode(self, audio: Any, *, chunk_s: float | None = None) -> Codes | list[Codes]:
         """Mono audio (samples,) at the codec's rate -> `Codes`; a list of such -> a list.
 
-        Raises InputError for audio that is empty, not mono, or holds NaN or infinity.
+        Samples are floats from -1 to 1, or int16 or int32, which are scaled by their range. Raises InputError for audio
+        of another type, empty, not mono, far beyond full scale, or with NaN or infinity.
         """
         if isinstance(audio, (list, tuple)):
             return self._encode([_mono(item) for item in audio], chunk_s)
@@ -176,15 +178,11 @@ def _alike(rows: list[np.ndarray], chunk: int, context: int) -> Iterator[list[tu
 
 def _mono(audio: Any) -> np.ndarray:
     """Audio as float32 (samples,). Raises InputError."""
-    samples = np.asarray(audio, dtype=np.float32)
+    samples = floats(audio, "audio")
     if samples.ndim != 1:
         raise InputError(
             f"audio has shape {samples.shape}, expected mono (samples,): mix channels down, give a batch as a list"
         )
-    if samples.size == 0:
-        raise InputError("audio holds no samples")
-    if not np.isfinite(samples).all():
-        raise InputError("audio holds NaN or infinite samples")
     return samples
 
 

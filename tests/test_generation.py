@@ -298,14 +298,15 @@ def test_a_prompt_without_room_is_a_clear_error(model):
 @pytest.mark.parametrize(
     ("audio", "message"),
     [
-        (np.zeros(0), "holds no audio samples"),
+        (np.zeros(0), "holds no samples"),
         (np.full(2000, np.nan), "NaN"),
         (np.full(2000, np.inf), "NaN or infinite"),
-        (np.zeros((2, 3, 4)), r"expected \(samples,\) at 24000 Hz, float from -1 to 1, int16 or int32"),
-        (np.zeros((2000, 2)), r"expected \(samples,\) .*; found float64 of shape \(2000, 2\)"),
-        (np.zeros(2000, np.uint8), r"expected \(samples,\) .*; found uint8 of shape \(2000,\)"),
-        (2000 * [1000], "found int64"),
-        ("sound", "found <U5 of shape"),
+        (np.zeros((2, 3, 4)), r"expected \(samples,\) at 24000 Hz"),
+        (np.zeros((2000, 2)), r"expected \(samples,\) .*, found shape \(2000, 2\)"),
+        (np.zeros(2000, np.uint8), "floats from -1 to 1, int16 or int32, found ndarray of uint8"),
+        (np.full(2000, 3e4), "reaches 30000"),
+        (2000 * [1000], "found list of int64"),
+        ("sound", "found str of <U5"),
     ],
 )
 def test_bad_context_audio_is_named(model, audio, message):

@@ -1,6 +1,7 @@
 """Audio files as mono float32 at a given rate, and back."""
 
 from pathlib import Path
+from typing import Any
 
 import audiofile
 import numpy as np
@@ -13,6 +14,8 @@ from backends.errors import InputError
 FORMATS = (".wav", ".flac", ".ogg", ".mp3")
 COUNTED = ("WAV", "WAVEX", "FLAC")  # formats whose header says how many samples there are
 SILENT = 1e-3  # peaks below this (-60 dB of full scale) are no recording of anything
+LOUDEST = 10.0  # peaks above this are integers that were made floats and not scaled
+FULL_SCALE = {"int16": 2.0**15, "int32": 2.0**31}  # of integer PCM; what other integers mean is anyone's guess
 
 
 def read(path: Path | str, rate_hz: int) -> np.ndarray:
@@ -60,6 +63,29 @@ def prepare(signal: np.ndarray, rate_hz: int, to_hz: int, source: str = "audio")
         if mono.size == 0:
             raise InputError(f"{source}: too short, holds no sample at {to_hz} Hz")
     return mono
+
+
+def floats(audio: Any, source: str) -> np.ndarray:
+    """Samples in an array of any library and shape as float32; int16 and int32 are scaled by their range.
+
+    Raises InputError, which begins with `source`, for other types, for no samples, and for NaN or infinite ones or
+    those far beyond full scale.
+    """
+    expected = f"expected an array of floats from -1 to 1, int16 or int32, found {type(audio).__name__}"
+    try:
+        samples = np.asarray(audio)
+    except (RuntimeError, TypeError, ValueError) as error:  # such as bfloat16, or lists of different lengths
+        raise InputError(f"{source}: {expected} that NumPy does not take ({first_line(error)})") from error
+    if samples.dtype.kind != "f" and samples.dtype.name not in FULL_SCALE:
+        raise InputError(f"{source}: {expected} of {samples.dtype}")
+    if not samples.size:
+        raise InputError(f"{source}: holds no samples")
+    samples = samples.astype(np.float32) / np.float32(FULL_SCALE.get(samples.dtype.name, 1.0))
+    if not np.isfinite(samples).all():
+        raise InputError(f"{source}: holds NaN or infinite samples")
+    if np.abs(samples).max() > LOUDEST:
+        raise InputError(f"{source}: reaches {np.abs(samples).max():g}, expected floats from -1 to 1: scale it")
+    return samples
 
 
 def length_s(path: Path | str) -> float:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -190,6 +191,11 @@ def test_what_can_be_given_as_audio(speech):
         assert again.length == 5000
         for level, expected in zip(again.levels, codes.levels, strict=True):
             np.testing.assert_array_equal(level, expected)
+    integers = (audio * 2**15).astype(np.int16)
+    scaled = speech.encode(integers.astype(np.float32) / 2**15)
+    for given in (integers, mx.array(integers), integers.astype(np.int32) << 16):
+        for level, expected in zip(speech.encode(given).levels, scaled.levels, strict=True):
+            np.testing.assert_array_equal(level, expected)
     assert speech.encode([]) == []
     assert speech.decode([]) == []
 
@@ -202,12 +208,19 @@ def test_what_can_be_given_as_audio(speech):
         (np.zeros((1, 100), np.float32), "expected mono"),
         (np.array([0.0, np.nan], np.float32), "NaN"),
         (np.array([0.0, np.inf], np.float32), "infin"),
+        (np.array([0.0, 20000.0]), "reaches 20000, expected floats from -1 to 1"),
+        (np.zeros(100, np.bool_), "found ndarray of bool"),
+        (np.zeros(100, np.complex64), "found ndarray of complex64"),
+        (np.array([None]), "found ndarray of object"),
+        (torch.zeros(100, requires_grad=True), "found Tensor that NumPy does not take"),
+        (mx.zeros(100, mx.bfloat16), "found array that NumPy does not take"),
+        (Path("sound.wav"), "found .*Path of object"),
     ],
 )  # fmt: skip
 def test_audio_that_cannot_be_encoded_is_refused(speech, audio, said):
     with pytest.raises(InputError, match=said):
         speech.encode(audio)
-    if audio.size:
+    if np.shape(audio) != (0,):
         with pytest.raises(InputError, match=said):
             list(speech.encode_stream([audio]))
     else:

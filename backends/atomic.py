@@ -3,7 +3,7 @@
 import hashlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -47,6 +47,19 @@ def check_target(path: Path) -> None:
     if not stat.S_ISREG(mode):
         kind = "a directory" if stat.S_ISDIR(mode) else "a device or pipe"
         raise InputError(f"{path}: cannot be written, it is {kind}; give the name of a file")
+
+
+def check_apart(output: Path, given: Iterable[Path], what: str, option: str = "--output") -> None:
+    """Raise InputError where writing `output`, which `option` names, would replace one of `given`, which is `what`."""
+    if any(_same(output, one) for one in given):
+        raise InputError(f"{option} {output}: is {what}; give another name")
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one.expanduser(), other.expanduser())
+    except OSError:
+        return False  # what is not there cannot be replaced
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], *, shared: bool = False) -> Path:

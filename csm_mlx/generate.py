@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from backends import cli, seeds
+from backends.atomic import check_apart
 from backends.data import audio
 from backends.data.stream import checked_target
 from backends.errors import InputError
@@ -72,6 +73,7 @@ class GenerateOptions:
         if not self.text.strip():
             raise InputError("--text is empty: say something")
         checked_target(self.output)
+        check_apart(self.output, self.context_audio, "a recording of --context-audio")
         self._check_numbers()
         counts = len(self.context_audio), len(self.context_text), len(self.context_speaker)
         if counts[0] != counts[1] or counts[2] not in {0, min(1, counts[0]), counts[0]}:

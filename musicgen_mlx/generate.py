@@ -16,6 +16,7 @@ from tqdm import tqdm
 from tyro.conf import UseAppendAction
 
 from backends import cli, seeds
+from backends.atomic import check_apart
 from backends.data import audio
 from backends.data.stream import checked_target
 from backends.errors import InputError
@@ -77,8 +78,8 @@ class GenerateOptions:
             seeds.check(self.seed, "--seed")
         for path in self.paths():
             checked_target(path)
-            if self.continue_from is not None and _same(path, self.continue_from):
-                raise InputError(f"--output {path}: is the recording of --continue-from; give another name")
+            if self.continue_from is not None:
+                check_apart(path, [self.continue_from], "the recording of --continue-from")
 
     def paths(self) -> list[Path]:
         """The files to write, one for each prompt and sample."""
@@ -135,10 +136,6 @@ def main(options: GenerateOptions) -> None:
         f"{names}: {each}{seconds:.2f} s of audio in {elapsed:.2f} s "
         f"(real-time factor {elapsed / (seconds * len(paths)):.2f}), peak memory {engine.memory().peak / 1e9:.2f} GB"
     )
-
-
-def _same(output: Path, recording: Path) -> bool:
-    return output.expanduser().resolve() == recording.expanduser().resolve()
 
 
 cli.callable_module(__name__, generate)

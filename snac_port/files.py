@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from backends.atomic import check_apart
 from backends.data.audio import FORMATS
 from backends.data.metrics import Comparison
 from backends.data.stream import AudioFile, checked_target, open_audio, write_stream
@@ -153,8 +154,7 @@ def _trimmed(blocks: Iterable[np.ndarray], counter: _Counter) -> Iterator[np.nda
 def new_target(target: Path | str, source: Path) -> Path:
     """`target`, if it is another file than `source`. Raises InputError."""
     target = Path(target).expanduser()
-    if target.resolve() == source.resolve():
-        raise InputError(f"--output {target}: is the input; give another name")
+    check_apart(target, [source], "the input")
     return target
 
 

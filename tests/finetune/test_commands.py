@@ -478,6 +478,23 @@ def test_generate_command(lora, tmp_path, capsys):
     assert "Warning" not in done.stderr
 
 
+def test_a_recording_of_the_context_is_not_replaced(tmp_path, monkeypatch, capsys):
+    from csm_mlx.generate import main
+
+    monkeypatch.chdir(tmp_path)
+    audio.write("mine.wav", np.full(2400, 0.5), 24000)
+    (tmp_path / "link.wav").symlink_to("mine.wav")
+    before = (tmp_path / "mine.wav").read_bytes()
+    for output in ("mine.wav", "link.wav"):
+        words = ["--model", "tiny", "--text", "a", "--context-text", "b", "--context-audio", str(tmp_path / "mine.wav")]
+        with pytest.raises(SystemExit) as stop:
+            cli.run(main, GenerateOptions, [*words, "--output", output])
+        assert stop.value.code == 2
+        said = f"error: --output {output}: is a recording of --context-audio; give another name\n"
+        assert capsys.readouterr().err == said
+    assert (tmp_path / "mine.wav").read_bytes() == before
+
+
 def test_importing_the_command_leaves_the_function_callable():
     code = "import csm_mlx.generate; from csm_mlx import CSM, generate; print(generate(CSM.from_pretrained('tiny'), 'a', 0, [], 80).shape)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

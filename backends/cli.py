@@ -7,6 +7,7 @@ import inspect
 import io
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from types import ModuleType
@@ -16,7 +17,7 @@ import tyro
 from tyro.conf import UseAppendAction
 
 from backends import blas, config_file
-from backends.errors import InputError
+from backends.errors import BAD_INPUT, InputError
 
 Options = TypeVar("Options")
 
@@ -76,13 +77,22 @@ def _one_line_errors() -> Iterator[None]:
         _fail(str(error))
     except OSError as error:
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
+    except MemoryError as error:
+        _fail(f"not enough memory{f' ({error})' if str(error) else ''}: ask for less at once")
     except RuntimeError as error:
-        if "temp_directory_path" not in str(error):
-            raise
-        _fail("TMPDIR names no folder, and MLX compiles in the temporary one: set it to a folder, or leave it unset")
+        _fail(_of_mlx_compiler(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _of_mlx_compiler(error: RuntimeError) -> str:
+    """What to say where MLX could not compile. Raises errors of anything else."""
+    if "temp_directory_path" in str(error):
+        return "TMPDIR names no folder, and MLX compiles in the temporary one: set it to a folder, or leave it unset"
+    if "Could not load C++ shared library" in str(error):
+        return f"MLX's compiler was interrupted, or cannot write to {tempfile.gettempdir()}: run the same command again"
+    raise error
 
 
 def parse(options: type[Options], argv: Sequence[str]) -> Options:
@@ -122,7 +132,7 @@ def _program() -> str | None:
 
 def _fail(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(BAD_INPUT)
 
 
 def _one_line(text: str) -> str:

@@ -1,10 +1,12 @@
 """The one exception that means "the user can mend this"."""
 
+BAD_INPUT = 2  # a command's exit code for it
+
 
 class InputError(ValueError):
     """Bad input. The message is one line that names the file or option, what was expected and the remedy.
 
-    Commands print it without a traceback and exit with code 2 (`backends.cli.run`).
+    Commands print it without a traceback and exit with code `BAD_INPUT` (`backends.cli.run`).
     """
 
 

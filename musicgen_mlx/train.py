@@ -28,7 +28,7 @@ from musicgen_mlx import dataset
 from musicgen_mlx.config import MusicGenConfig, of_scale
 from musicgen_mlx.studio import Studio, from_pretrained, from_scratch
 from musicgen_mlx.task import MusicGenTask, Plan
-from musicgen_mlx.train_options import MusicGenOptions
+from musicgen_mlx.train_options import WIDEST, MusicGenOptions
 
 SCALE = "micro"
 GROUPS = {"attn": ("_attn.",), "mlp": ("linear1", "linear2"), "heads": ("linears.",), "embeddings": ("emb.",)}
@@ -132,8 +132,10 @@ def fresh_config(options: MusicGenOptions) -> MusicGenConfig:
     """The scale with the options' own sizes."""
     config = of_scale(options.scale or SCALE, "cross" if options.conditioner == "text" else "none")
     width, heads = options.dim or config.width, options.heads or config.heads
-    if width % heads or width % 2 or width < 4:
-        raise InputError(f"--dim {width} --heads {heads}: expected an even width from 4 on that the heads divide")
+    if width % heads or width % 2 or not 4 <= width <= WIDEST:
+        raise InputError(
+            f"--dim {width} --heads {heads}: expected an even width of 4 to {WIDEST} that the heads divide"
+        )
     return replace(
         config, width=width, heads=heads, layers=options.layers or config.layers, mlp_width=4 * width, name="",
         segment_s=options.segment_duration,

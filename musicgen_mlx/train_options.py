@@ -12,6 +12,8 @@ from backends.training import launch
 from backends.training.options import TrainOptions
 
 BETAS = (0.9, 0.95)  # audiocraft's
+LONGEST_SAMPLE_S = 600
+WIDEST = 1 << 16
 Scale = Literal["micro", "xsmall", "base", "small", "medium", "large"]
 
 
@@ -98,9 +100,9 @@ class MusicGenOptions(TrainOptions):
         for name in ("dim", "heads", "layers", "segments_per_recording"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected at least 1")
-        for name in ("lora_rank", "sample_duration"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 or more")
+        if self.lora_rank < 0:
+            raise InputError(f"--lora-rank {self.lora_rank}: expected 0 or more")
+        _check_range(self, "sample_duration", 0, LONGEST_SAMPLE_S, closed=True)
         _check_prompt(self.sample_prompt or "")
         self._exclude()
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from backends import get
-from backends.errors import InputError
+from backends.errors import BAD_INPUT, InputError
 
 NOTES = "AUDIOSMITH_RANK_NOTES"  # the folder for the ranks' notes, set for ranks that we started
 GRACE_S = 15.0  # for the other ranks to end by themselves when one has failed
@@ -75,6 +75,8 @@ def launch(module: str, argv: Sequence[str], backend: str, nproc: int) -> None:
         code = _run(_command(module, argv, backend, nproc), environment)
         codes = [int(path.read_text(encoding="utf-8")) for path in Path(notes).glob("*.exit")]
     failed = [value for value in codes if value]
+    if BAD_INPUT in failed:  # of which the ranks have said what it is
+        sys.exit(BAD_INPUT)
     if failed or len(codes) < nproc or code:
         missing = nproc - len(codes)
         print(
@@ -152,6 +154,9 @@ def noted() -> Iterator[None]:
     try:
         yield
         code = 0
+    except InputError:
+        code = BAD_INPUT
+        raise
     except SystemExit as stop:
         code = stop.code if stop.code is not None else 0
         raise

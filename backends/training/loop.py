@@ -277,7 +277,9 @@ class _Run:
     def _diverged(self, said: str) -> InputError:
         kept = self.checkpoints.all()
         good = f"the newest checkpoint is step {step_of(kept[-1])}" if kept else "no checkpoint was saved yet"
-        return InputError(f"{said}: lower --learning-rate or --max-norm, or look for damaged audio; {good}")
+        return InputError(
+            f"{said}: lower the learning rate or the largest gradient norm, or look for damaged audio; {good}"
+        )
 
     def _stop_here(self, signum: int) -> None:
         self._report()

@@ -367,6 +367,8 @@ def test_what_cannot_be_computed_is_said_before_recordings_are_read(loops, tmp_p
         (["--text-encoder", "tiny"], "--text-encoder needs --conditioner text"),
         (["--condition-dropout", 0.5], "--condition-dropout needs --conditioner text"),
         (["--dim", 50, "--heads", 4], "--dim 50 --heads 4"),
+        (["--dim", 10**9], "--dim 1000000000 --heads 2: expected an even width of 4 to 65536"),
+        (["--sample-duration", 1e9], "--sample-duration 1000000000.0: expected 0 to 600"),
         (["--scale", "tiny"], "--scale"),
         (["--segments-per-recording", 0], "--segments-per-recording 0"),
         (["--condition-dropout", 1.5], "--condition-dropout 1.5"),

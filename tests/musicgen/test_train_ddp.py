@@ -49,6 +49,19 @@ def test_two_processes_equal_one_that_accumulates(backend, arguments, tmp_path):
         np.testing.assert_allclose(two[name], value, rtol=0, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize(("backend", "processes"), [("mlx", 1), ("mlx", 2), ("torch", 2)])
+def test_what_the_processes_refuse_is_bad_input_of_the_command(backend, processes, tmp_path):
+    (tmp_path / "empty").mkdir()
+    flags = training.flags(tmp_path / "empty", tmp_path / "run", backend, *PLAIN, "--ddp", "--nproc", processes)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "musicgen_mlx.train", *flags], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert f"error: --data {tmp_path / 'empty'}: holds no recordings" in done.stdout + done.stderr
+    assert "run the same command again" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -9,6 +9,7 @@ import soundfile
 import soxr
 
 from backends.atomic import write_atomically
+from backends.data.wav import check_whole
 from backends.errors import InputError
 
 FORMATS = (".wav", ".flac", ".ogg", ".mp3")
@@ -21,7 +22,7 @@ FULL_SCALE = {"int16": 2.0**15, "int32": 2.0**31}  # of integer PCM; what other 
 def read(path: Path | str, rate_hz: int) -> np.ndarray:
     """Return the file's audio as float32 (samples,), channels averaged, resampled to `rate_hz`.
 
-    Raises InputError that names the file if it is missing, empty, not readable as audio, or holds NaN or infinity.
+    Raises InputError that names the file if it is missing, empty, cut, not readable as audio, or holds NaN or infinity.
     """
     signal, file_rate_hz = _signal(path)
     return prepare(signal, file_rate_hz, rate_hz, source=str(path))
@@ -38,14 +39,21 @@ def audible_s(path: Path | str) -> float:
 
 def _signal(path: Path | str) -> tuple[np.ndarray, int]:
     """A file's samples (channels, samples) and rate."""
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise InputError(f"{path}: no such audio file")
+    path = whole(path)
     try:
         signal, file_rate_hz = audiofile.read(str(path), always_2d=True, dtype="float32")
     except (RuntimeError, OSError, ValueError) as error:
         raise unreadable(path, error) from error
     return signal, int(file_rate_hz)
+
+
+def whole(path: Path | str) -> Path:
+    """`path`, if a file is there that holds all the sound it announces (`check_whole`). Raises InputError."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(f"{path}: no such audio file")
+    check_whole(path)
+    return path
 
 
 def prepare(signal: np.ndarray, rate_hz: int, to_hz: int, source: str = "audio") -> np.ndarray:
@@ -102,10 +110,8 @@ def length_s(path: Path | str) -> float:
 
 
 def duration_s(path: Path | str) -> float:
-    """Length of an audio file in seconds, by its header. Raises InputError where it cannot be read."""
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise InputError(f"{path}: no such audio file")
+    """Length of an audio file in seconds, by its header. Raises InputError where it cannot be read, or was cut."""
+    path = whole(path)
     try:
         return float(audiofile.duration(str(path)))
     except (RuntimeError, OSError, ValueError) as error:

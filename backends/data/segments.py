@@ -167,7 +167,7 @@ def check_apart(trained: Sequence[Path], held_out: Sequence[Path], folders: Mapp
 def source(
     paths: Sequence[Path], rate_hz: int, unit_samples: int, units: Callable[[Path], int] | None = None
 ) -> Source:
-    """Look at every file's length; those that cannot be read are an InputError that names them.
+    """Look at every file's length; those that cannot be read or hold nothing are an InputError that names them.
 
     Where codes are there already, `units` says how many a file has; otherwise it is what can be decoded of it.
     """
@@ -175,11 +175,12 @@ def source(
     def decoded(path: Path) -> int:
         return -(-round(audio.length_s(path) * rate_hz) // unit_samples)
 
-    counts = each(paths, units or decoded)
-    recordings = [Recording(path, count) for path, count in zip(paths, counts, strict=True) if count]
-    if not recordings:
-        raise InputError(f"{paths[0].parent}: the recordings hold no audio")
-    return Source(recordings, rate_hz, unit_samples)
+    def recording(path: Path) -> Recording:
+        if count := (units or decoded)(path):
+            return Recording(path, count)
+        raise InputError(f"{path}: holds no audio samples at {rate_hz} Hz")
+
+    return Source(each(paths, recording), rate_hz, unit_samples)
 
 
 def each(paths: Iterable[Path], look: Callable[[Path], T]) -> list[T]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from backends.atomic import behind_link, check_target, write_atomically
-from backends.data.audio import FORMATS, first_line, unreadable
+from backends.data.audio import FORMATS, first_line, unreadable, whole
 from backends.errors import InputError
 
 BLOCK_S = 1.0
@@ -73,12 +73,10 @@ class AudioFile:
 
 
 def open_audio(path: Path | str) -> AudioFile:
-    """Read a file's header. Raises InputError if it is missing, empty or not audio."""
+    """Read a file's header. Raises InputError if it is missing, empty, cut or not audio."""
     import soundfile
 
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise InputError(f"{path}: no such audio file")
+    path = whole(path)
     try:
         info = soundfile.info(str(path))
     except (RuntimeError, OSError) as error:

@@ -19,7 +19,6 @@ from backends import cli
 from backends.atomic import write_text
 from backends.data.audio import audible_s, duration_s
 from backends.data.manifest import Clip, write_manifest
-from backends.data.wav import check_whole
 from backends.errors import InputError
 
 SUFFIXES = ("normalized.txt", "original.txt", "txt")
@@ -160,7 +159,6 @@ def _checked(clip: Clip | Skipped, longest_ms: float) -> Clip | Skipped:
         return Skipped(clip.audio_path, "its transcript is empty")
     try:
         seconds = audible_s(clip.audio_path)
-        check_whole(clip.audio_path)
     except InputError as error:
         return Skipped(clip.audio_path, str(error).removeprefix(f"{clip.audio_path}: "))
     if seconds > longest_ms / 1000:

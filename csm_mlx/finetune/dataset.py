@@ -14,7 +14,6 @@ from backends.data import audio
 from backends.data.codes import CodeCache, default_cache, identity
 from backends.data.manifest import Clip, Conversation
 from backends.data.segments import each
-from backends.data.wav import check_whole
 from backends.errors import InputError
 from backends.mlx_backend import parameters
 from csm_mlx import tokens
@@ -61,12 +60,8 @@ def code_cache(model: CSM, backend: Backend) -> CodeCache:
 
 def check_audio(conversations: Sequence[Conversation], rate_hz: int) -> None:
     """Read every recording, which is cheap beside encoding it. Raises one InputError that names the bad ones."""
-
-    def look(path: Path) -> None:
-        audio.read(path, rate_hz)
-        check_whole(path)
-
-    each(tqdm(dict.fromkeys(clip.audio_path for row in conversations for clip in row), desc="reading"), look)
+    paths = dict.fromkeys(clip.audio_path for row in conversations for clip in row)
+    each(tqdm(paths, desc="reading"), lambda path: audio.read(path, rate_hz))
 
 
 def check_speakers(conversations: Sequence[Conversation], masked: Sequence[int]) -> None:

@@ -195,6 +195,20 @@ def test_recordings_that_cannot_be_read_are_named(folder, count, named, rest):
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("units", [None, lambda path: round(audio.duration_s(path) * 80)], ids=["sound", "codes"])
+def test_wavs_that_were_cut_or_hold_nothing_are_named(folder, units):
+    for name in ("cut.wav", "empty.wav"):
+        soundfile.write(folder / name, np.zeros(8000 * (name == "cut.wav")), 8000)
+    (folder / "cut.wav").write_bytes((folder / "cut.wav").read_bytes()[:9044])
+    with pytest.raises(InputError) as raised:
+        segments.source(segments.find(folder, "--x"), 8000, 100, units)
+    said = "cut.wav: is cut: holds 9000 of the 16000 bytes of sound that its header announces; copy it again"
+    assert str(raised.value) == f"{folder / said}; 2 files are bad, also {folder / 'empty.wav'}"
+    (folder / "cut.wav").unlink()
+    with pytest.raises(InputError, match=r"empty\.wav: holds no audio samples at 8000 Hz$"):
+        segments.source(segments.find(folder, "--x"), 8000, 100, units)
+
+
 @pytest.fixture
 def cut(tmp_path):
     """An MP3 of ten seconds by its header, cut to 60 %."""

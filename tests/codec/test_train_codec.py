@@ -323,6 +323,16 @@ def test_bad_options_are_refused(tmp_path, capsys, flags, message):
     assert message in refusal(train_codec, TrainCodecOptions, [*given, *flags], capsys)
 
 
+def test_a_cut_recording_is_refused(tmp_path, capsys):
+    folders = few(tmp_path)
+    path = min(folders["val_data"].iterdir())
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    given = ["--scale", "tiny", "--output-dir", tmp_path / "run", "--train-data", folders["train_data"], "--val-data"]
+    error = refusal(train_codec, TrainCodecOptions, [*given, folders["val_data"], "--backend", "mlx"], capsys)
+    assert error.startswith(f"error: {path}: is cut: holds {len(content) // 2 - 44} of the {len(content) - 44} bytes")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -495,6 +495,18 @@ def test_a_recording_of_the_context_is_not_replaced(tmp_path, monkeypatch, capsy
     assert (tmp_path / "mine.wav").read_bytes() == before
 
 
+def test_a_cut_recording_of_the_context_is_named(tmp_path, capsys):
+    from csm_mlx.generate import main
+
+    path = audio.write(tmp_path / "cut.wav", np.full(2400, 0.5), 24000)
+    path.write_bytes(path.read_bytes()[:1044])
+    words = ["--model", "tiny", "--text", "a", "--context-text", "b", "--context-audio", str(path), "--output"]
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main, GenerateOptions, [*words, str(tmp_path / "out.wav")])
+    assert stop.value.code == 2
+    assert f"error: {path}: is cut: holds 1000 of the 4800 bytes" in capsys.readouterr().err
+
+
 def test_importing_the_command_leaves_the_function_callable():
     code = "import csm_mlx.generate; from csm_mlx import CSM, generate; print(generate(CSM.from_pretrained('tiny'), 'a', 0, [], 80).shape)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -251,6 +251,16 @@ def test_the_command_writes_files_and_says_how_long_it_took(tmp_path, capsys, ba
     assert audio.read(tmp_path / "more.wav", 32_000).size == 16_000
 
 
+def test_a_cut_recording_is_not_continued(tmp_path, capsys):
+    path = audio.write(tmp_path / "cut.wav", np.full(2400, 0.5), 32_000)
+    path.write_bytes(path.read_bytes()[:1044])
+    argv = ["--model", "tiny", "--backend", "mlx", "--continue-from", str(path), "--output", str(tmp_path / "out.wav")]
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main, GenerateOptions, argv)
+    assert stop.value.code == 2
+    assert f"error: {path}: is cut: holds 1000 of the 4800 bytes" in capsys.readouterr().err
+
+
 def test_a_model_without_a_condition_needs_no_prompt(tmp_path, capsys):
     save_pretrained(model("none"), tmp_path / "micro")
     argv = ["--model", str(tmp_path / "micro"), "--samples", "2", "--duration", "0.2", "--backend", "mlx", "--output",

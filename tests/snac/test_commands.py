@@ -192,6 +192,20 @@ def test_a_bad_file_of_a_folder_does_not_stop_the_others(tmp_path, recordings, c
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.snac"]
 
 
+@pytest.mark.parametrize(("command", "output"), [("inference", "a.wav"), ("encode", "a.snac"), ("encode", "a.txt")])
+def test_a_cut_recording_is_named_and_does_not_stop_the_others(tmp_path, recordings, capsys, command, output):
+    source = tmp_path / "in"
+    shutil.copytree(recordings, source)
+    content = (source / "a.wav").read_bytes()
+    (source / "a.wav").write_bytes(content[: len(content) // 2])
+    said = f"{source / 'a.wav'}: is cut: holds {len(content) // 2 - 44} of the {len(content) - 44} bytes of sound"
+    assert refused(capsys, command, "--input", source / "a.wav", "--output", tmp_path / output).startswith(said)
+    more = ["--format", output[2:]] if command == "encode" else []
+    line = refused(capsys, command, "--input", source, "--output", tmp_path / "out", *more)
+    assert line.startswith(f"1 of 2 files failed: {said}")
+    assert [path.name for path in (tmp_path / "out").rglob("*.*")] == [f"b{Path(output).suffix}"]
+
+
 def test_bad_codes_are_named(tmp_path, recordings, capsys, backend):
     codes, out = tmp_path / "codes.snac", tmp_path / "a.wav"
     run("encode", "--input", recordings / "deep" / "b.flac", "--output", codes)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from backends.torch_backend.sampling import Sampler
+from backends.torch_backend.sending import sent
 from musicgen_mlx.known import UNKNOWN
 from musicgen_mlx.torch_crossing import Crossing, crossing_of
 from musicgen_mlx.torch_fused import Cache, fused_path
@@ -164,9 +165,7 @@ class Decoder:
         return self._sent(torch.from_numpy(array.astype(np.int64)))
 
     def _sent(self, host: torch.Tensor) -> torch.Tensor:
-        """To the model's device, queued: from memory that is not pinned CUDA may wait for what was queued before."""
-        device = self.stack.layer_norm.weight.device
-        return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+        return sent(host, self.stack.layer_norm.weight.device)
 
 
 def sinusoids(positions: torch.Tensor, width: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ from backends.adapters.strict import check_names, check_shapes
 from backends.base import Arrays, Batch, Metrics, OptimSpec, Precision, Terms, World
 from backends.seeds import mix
 from backends.torch_backend import parameters
+from backends.torch_backend.sending import sent
 
 AVERAGE = "average."  # begins the names of averaged weights in a step's state
 
@@ -145,7 +146,7 @@ def eval_step(model: nn.Module, terms: Terms, device: torch.device) -> Callable[
 
 def native(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
     """Host arrays as tensors on the device. int32 becomes int64, which PyTorch's indexing wants."""
-    tensors = {name: torch.from_numpy(value).to(device, non_blocking=True) for name, value in batch.items()}
+    tensors = {name: sent(torch.from_numpy(value), device) for name, value in batch.items()}
     return {name: value.long() if value.dtype == torch.int32 else value for name, value in tensors.items()}
 
 

@@ -4,6 +4,8 @@ Terms are sums over everything; `backends.training.counts` has what to divide th
 autocast.
 """
 
+from functools import cache
+
 import torch
 
 from backends.base import Window
@@ -76,10 +78,16 @@ def mel_term(
     Over `backends.data.mel.DAC_SCALES`, with a clamp of 1e-5, this is DAC's MelSpectrogramLoss. The larger default
     keeps digital silence, of which any codec makes something, from ruling the loss.
     """
-    filters = torch.tensor(mel_filters(rate_hz, n_fft, bands), device=x.device)
+    filters = _mel_filters(rate_hz, n_fft, bands, x.device)
     with torch.autocast(x.device.type, enabled=False):
         x, y = (magnitudes(signal, n_fft, hop=hop, window="hann") @ filters for signal in (x, y))
         return _log_distance(x, y, clamp)
+
+
+@cache
+def _mel_filters(rate_hz: int, n_fft: int, bands: int, device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(mode=False):  # what is first needed for validation is kept for training
+        return torch.tensor(mel_filters(rate_hz, n_fft, bands), device=device)
 
 
 def l1_term(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,8 @@ from backends.errors import InputError
 ROOT = Path(backends.__file__).parent
 CORE = {"__init__.py", "files.py", "lora.py", "memory.py", "parameters.py", "step.py", "world.py"}
 SHARED = {"rvq.py", "stft.py"}  # native parts of which both sides have their own
-TORCHS = {"blank.py", "codec.py"}  # around upstream's modules; on MLX models are whole, in their packages
+# Around upstream's modules, on MLX models are whole, in their packages; and into a GPU's memory, which MLX shares.
+TORCHS = {"blank.py", "codec.py", "sending.py"}
 FRAMEWORKS_OWN = {"forward", "unfreeze"}  # methods that a framework's modules have
 
 

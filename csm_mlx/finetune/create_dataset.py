@@ -16,12 +16,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from backends import cli
-from backends.atomic import write_text
+from backends.atomic import check_apart, write_text
 from backends.data.audio import audible_s, duration_s
 from backends.data.manifest import Clip, write_manifest
 from backends.errors import InputError
 
 SUFFIXES = ("normalized.txt", "original.txt", "txt")
+NAMED = 5  # recordings left out, where none is left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,8 @@ class CreateDatasetOptions:
     """Leave out longer recordings. CSM's 2048 positions of 80 ms hold no more; a text takes some of them too."""
 
     def __post_init__(self) -> None:
+        if self.output_json.suffix.lower() != ".json":
+            raise InputError(f"--output-json {self.output_json}: expected a name that ends in .json")
         if not 0 < self.max_audio_length_ms < math.inf:
             raise InputError(f"--max-audio-length-ms {self.max_audio_length_ms}: expected a positive number")
         if self.max_samples is not None and self.max_samples < 1:
@@ -71,7 +74,7 @@ class Skipped:
 def main(options: CreateDatasetOptions) -> None:
     """Write the dataset and say what is in it and what was left out."""
     clips, skipped = create_dataset(options)
-    for line in _report_skipped(skipped):
+    for line in _report_skipped(skipped, len(skipped) if clips else NAMED):
         print(line)
     if not clips:
         raise InputError(
@@ -120,6 +123,7 @@ def _from_folder(options: CreateDatasetOptions) -> Iterator[Clip | Skipped]:
         if transcript is None:
             yield Skipped(path, f"no transcript ({', '.join(f'.{suffix}' for suffix in suffixes)})")
         else:
+            check_apart(options.output_json, [transcript], "the transcript of a recording", "--output-json")
             yield _read(path, transcript, options.default_speaker)
 
 
@@ -135,6 +139,7 @@ def _read(path: Path, transcript: Path, speaker: int) -> Clip | Skipped:
 
 def _from_metadata(metadata: Path, options: CreateDatasetOptions) -> Iterator[Clip | Skipped]:
     """LJSpeech: a row id|text|normalised text; the sound is wavs/id.wav or id.wav."""
+    check_apart(options.output_json, [metadata], "the list of recordings", "--output-json")
     try:
         lines = metadata.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -199,10 +204,12 @@ def _relative(clips: list[Clip], folder: Path) -> list[Clip]:
     return written
 
 
-def _report_skipped(skipped: list[Skipped]) -> list[str]:
+def _report_skipped(skipped: list[Skipped], most: int) -> list[str]:
+    """How many were left out, and lines for `most` of them."""
     if not skipped:
         return []
-    return [f"left out {len(skipped)}:", *(f"  {item.path}: {item.reason}" for item in skipped)]
+    more = [f"  and {len(skipped) - most} more"] if len(skipped) > most else []
+    return [f"left out {len(skipped)}:", *(f"  {item.path}: {item.reason}" for item in skipped[:most]), *more]
 
 
 if __name__ == "__main__":

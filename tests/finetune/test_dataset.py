@@ -203,6 +203,41 @@ def test_numbering_speakers_excludes_giving_one(folder, capsys):
     assert "--speaker-per-folder and --default-speaker exclude each other" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("output", "flags", "message"),
+    [
+        ("0.wav", [], "0.wav: expected a name that ends in .json"),
+        ("0.txt", [], "0.txt: expected a name that ends in .json"),
+        ("0.json", ["--transcript-suffix", "json"], "0.json: is the transcript of a recording; give another name"),
+        ("ids.json", ["--metadata", "ids.json"], "ids.json: is the list of recordings; give another name"),
+    ],
+)
+def test_nothing_that_was_read_is_replaced(output, flags, message, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    for name in ("0.json", "ids.json"):
+        Path(name).write_text("0|one", encoding="utf-8")
+    before = Path(output).read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        create("--audio-dir", ".", "--output-json", output, *flags)
+    assert stop.value.code == 2
+    assert f"error: --output-json {message}" in capsys.readouterr().err
+    assert Path(output).read_bytes() == before
+
+
+def test_without_any_transcript_only_a_few_recordings_are_named(tmp_path, capsys):
+    for index in range(12):
+        (tmp_path / f"{index:02}.wav").write_bytes(b"")
+    with pytest.raises(SystemExit):
+        create("--audio-dir", tmp_path, "--output-json", tmp_path / "d.json")
+    printed = capsys.readouterr()
+    first, *named, more = printed.out.splitlines()
+    assert (first, more) == ("left out 12:", "  and 7 more")
+    assert named == [
+        f"  {tmp_path / f'{i:02}.wav'}: no transcript (.normalized.txt, .original.txt, .txt)" for i in range(5)
+    ]
+    assert "no .wav recording with a transcript" in printed.err
+
+
 @pytest.mark.parametrize("flags", [["--audio-dir", "gone"], ["--audio-dir", "."]])
 def test_nothing_to_make_is_an_error(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -9,7 +9,6 @@ import numpy as np
 import soundfile
 
 from backends.data import audio
-from backends.errors import InputError
 
 EXACT = ("PCM_U8", "PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW")  # no state
 MARGIN = 256  # samples of the lower rate; what the resampling filter hears is 100 to either side
@@ -23,8 +22,8 @@ def parts(path: Path, rate_hz: int) -> Callable[[int, int], np.ndarray]:
     they are within 1e-6 of full scale of them: the filter has all that it hears, but sums it in other blocks. The same
     arguments always give the same bits. Other files are decoded whole, once.
 
-    Raises InputError, as the function does, where the file cannot be read, and where the part (of other formats the
-    file) holds NaN or infinity.
+    Raises InputError, as the function does, where the file cannot be read or was cut, and where the part (of other
+    formats the file) holds NaN or infinity.
     """
     found = _header(path)
     if _can_seek(found, rate_hz):
@@ -34,10 +33,8 @@ def parts(path: Path, rate_hz: int) -> Callable[[int, int], np.ndarray]:
 
 
 def _header(path: Path) -> Any:
-    if not path.is_file():
-        raise InputError(f"{path}: no such audio file")
     try:
-        return soundfile.info(str(path))
+        return soundfile.info(str(audio.whole(path)))
     except (RuntimeError, OSError) as error:
         raise audio.unreadable(path, error) from error
 

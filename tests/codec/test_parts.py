@@ -98,3 +98,11 @@ def test_a_crop_of_a_cut_file_names_it(stereo):
     for start in (2600, 3100):
         with pytest.raises(InputError, match=r"a\.flac: not readable as audio \([^\n]*$"):
             source.read((Piece(0, start, 100),), 0)
+
+
+def test_a_recording_that_is_cut_during_the_run_is_named(stereo):
+    path = stereo("a.wav", 8000)
+    source = segments.source([path], 8000, 100)
+    path.write_bytes(path.read_bytes()[:200_000])
+    with pytest.raises(InputError, match=r"a\.wav: is cut: holds "):
+        source.read((Piece(0, 0, 100),), 0)

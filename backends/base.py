@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from backends.errors import InputError
+from backends.values import check_number
 
 Batch = Mapping[str, np.ndarray]  # int32, bool and float32 host arrays
 Arrays = dict[str, Any]  # dotted name -> native array
@@ -37,8 +38,8 @@ class LoRASpec:
     use_dora: bool = False
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise InputError(f"--lora-rank {self.rank}: expected a positive whole number")
+        check_number("--lora-rank", self.rank, 1, what="a whole number")
+        check_number("--lora-alpha", self.alpha, above=True)
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"--dropout {self.dropout}: expected 0 <= dropout < 1")
 

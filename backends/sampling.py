@@ -3,14 +3,13 @@
 `Sampler` in `backends.mlx_backend.sampling` and `backends.torch_backend.sampling` chooses.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from backends.errors import InputError
 from backends.seeds import gumbel
+from backends.values import check_number
 
 _LEAST_TEMPERATURE = float(np.finfo(np.float32).tiny)
 
@@ -33,10 +32,10 @@ class Sampling:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, most in (("temperature", math.inf), ("top_k", math.inf), ("top_p", 1), ("min_p", 1)):
-            value = getattr(self, name)
-            if not 0 <= value <= most or math.isinf(value):  # NaN is not
-                raise InputError(f"{name} {value}: expected a number from 0" + (f" to {most}" if most == 1 else ""))
+        check_number("temperature", self.temperature)
+        check_number("top_k", self.top_k, what="a whole number")
+        check_number("top_p", self.top_p, most=1)
+        check_number("min_p", self.min_p, most=1)
 
     @property
     def greedy(self) -> bool:

@@ -6,7 +6,6 @@ The importable function is `csm_mlx.generate`; its home is `csm_mlx.generation`.
 in the function's place in the package, so the module can be called like the function.
 """
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,15 @@ from backends.data.stream import checked_target
 from backends.errors import InputError
 from backends.mlx_backend.memory import memory, reset_peak_memory
 from backends.mlx_backend.sampling import Sampler
+from backends.values import as_options, check_number
 from csm_mlx.generation import generate
 from csm_mlx.load import from_pretrained
 from csm_mlx.model import CSM
 from csm_mlx.tokens import Segment
+
+NAMES = {
+    name: f"--{name.replace('_', '-')}" for name in ("max_audio_length_ms", "temperature", "top_k", "top_p", "min_p")
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,42 +87,34 @@ class GenerateOptions:
             )
 
     def _check_numbers(self) -> None:
-        large = sys.float_info.max
-        most = {
-            "speaker": large,
-            "max_audio_length_ms": large,
-            "temperature": large,
-            "top_k": large,
-            "top_p": 1,
-            "min_p": 1,
-        }
-        for name, highest in most.items():
-            if not 0 <= getattr(self, name) <= highest:  # NaN is not
-                expected = "a number from 0" if highest == large else f"0 to {highest}"
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected {expected}")
+        self.sampler()
+        check_number("--speaker", self.speaker, what="a whole number")
+        check_number("--max-audio-length-ms", self.max_audio_length_ms, what="milliseconds")
         if self.seed is not None:
             seeds.check(self.seed, "--seed")
         if any(speaker < 0 for speaker in self.context_speaker):
             raise InputError(f"--context-speaker {min(self.context_speaker)}: expected whole numbers from 0")
+
+    def sampler(self) -> Sampler:
+        """How codes are drawn."""
+        with as_options(NAMES):
+            return Sampler(self.temperature, self.top_k, self.top_p, self.min_p)
 
 
 def main(options: GenerateOptions) -> None:
     """Generate, write the file and say how long it took."""
     model = _model(options)
     limit = int(options.max_audio_length_ms / model.config.frame_ms)
-    if limit < 1:
-        least = f"expected at least {model.config.frame_ms:g}, one frame"
-        raise InputError(f"--max-audio-length-ms {options.max_audio_length_ms:g}: {least}")
     reset_peak_memory()
     started = time.perf_counter()
-    with tqdm(total=limit, desc="frames", unit="frame", delay=0.5) as bar:
+    with as_options(NAMES), tqdm(total=limit, desc="frames", unit="frame", delay=0.5) as bar:
         sound = generate(
             model,
             options.text,
             options.speaker,
             _context(options),
             options.max_audio_length_ms,
-            sampler=Sampler(options.temperature, options.top_k, options.top_p, options.min_p),
+            sampler=options.sampler(),
             seed=options.seed,
             progress=lambda _count: bar.update(),
         )

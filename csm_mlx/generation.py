@@ -1,6 +1,5 @@
 """Speech from text and context: `generate` and `stream_generate`."""
 
-import math
 import numbers
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -15,6 +14,7 @@ from backends.mlx_backend.kv_cache import Recorder, grown
 from backends.mlx_backend.lora import adapters
 from backends.mlx_backend.sampling import Sampler
 from backends.seeds import mix
+from backends.values import check_number
 from csm_mlx import tokens
 from csm_mlx.companions import codec_of, tokenizer_of
 from csm_mlx.decode import Caches, FramePath, Pick, frame_path
@@ -117,12 +117,11 @@ def _frames(
     stream: Any = None,
 ) -> Generator[mx.array, None, None]:  # fmt: skip
     """Yield frames (1, K). The next frame is queued on the device before the host looks at this one."""
-    if not math.isfinite(max_audio_length_ms):
-        raise InputError(f"max_audio_length_ms is {max_audio_length_ms}: expected a number of milliseconds")
+    check_number("max_audio_length_ms", max_audio_length_ms, what="milliseconds")
     _check_words(text, speaker, context)
     limit = int(max_audio_length_ms / model.config.frame_ms)
     rows, is_audio = prompt_rows(model, text, speaker, context)
-    _check_room(model, len(rows), limit, "context" if context else "text")
+    _check_room(model, len(rows), max_audio_length_ms, "context" if context else "text")
     seed = mix(np.random.SeedSequence().entropy) if seed is None else seed  # type: ignore[arg-type]
     if not isinstance(sampler, Sampler | None):
         mx.random.seed(mix(seed))  # such samplers draw from MLX's global generator
@@ -236,18 +235,24 @@ def _read_prompt(model: CSM, inputs: mx.array, slots: int) -> tuple[mx.array, Ca
 def _check_words(text: str, speaker: int, context: Sequence[Segment]) -> None:
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"text is {text!r}: expected something to say")
+    if not isinstance(context, Sequence) or not all(isinstance(segment, Segment) for segment in context):
+        raise InputError("context: expected a list of Segments")
     for name, given in [("speaker", speaker), *(("Segment speaker", segment.speaker) for segment in context)]:
         if isinstance(given, bool) or not isinstance(given, numbers.Integral) or int(given) < 0:
             raise InputError(f"{name} is {given!r}: expected a whole number from 0")
 
 
-def _check_room(model: CSM, rows: int, frames: int, shorten: str) -> None:
+def _check_room(model: CSM, rows: int, length_ms: float, shorten: str) -> None:
+    frame_ms, positions = model.config.frame_ms, model.config.max_positions
+    frames = int(length_ms / frame_ms)
     if frames < 1:
-        raise InputError(f"max_audio_length_ms must be at least one frame, {model.config.frame_ms:.0f} ms")
-    most = model.config.max_positions - frames
+        raise InputError(f"max_audio_length_ms {length_ms:g}: expected at least {frame_ms:g}, one frame")
+    most = positions - frames
     if most < 2:
-        longest = (model.config.max_positions - 2) * model.config.frame_ms
-        raise InputError(f"max_audio_length_ms must be less than {longest:.0f}, which the model's positions hold")
+        longest = (positions - 2) * frame_ms
+        raise InputError(
+            f"max_audio_length_ms {length_ms:g}: expected less than {longest:g}, which the model's positions hold"
+        )
     if rows >= most:
         raise InputError(
             f"the prompt has {rows} rows (text tokens and 80 ms frames of context), but {frames} frames of new audio "

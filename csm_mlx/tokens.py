@@ -31,6 +31,8 @@ class Segment:
     def __init__(self, speaker: int, text: str, audio: Any = None, audio_path: str | Path | None = None):
         if audio is None and audio_path is None:
             raise InputError("Segment: give audio (samples,) at 24 kHz, or audio_path")
+        if not isinstance(text, str):
+            raise InputError(f"Segment text is {text!r}: expected what is said")
         self.speaker, self.text, self.audio_path = speaker, text, audio_path
         self._audio = audio
 

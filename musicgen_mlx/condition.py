@@ -50,7 +50,7 @@ def from_texts(model: "MusicGen", texts: Sequence[str | None]) -> Condition | No
     """The condition that these descriptions make; None and "" say nothing. None for a model that takes none."""
     if model.config.condition == "none":
         if any(texts):
-            raise InputError("this model was trained without a condition: leave the prompt out")
+            raise InputError("prompts: this model was trained without a condition: leave the prompt out")
         return None
     if any(texts):
         from musicgen_mlx.companions import text_encoder_of

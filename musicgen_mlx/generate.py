@@ -7,6 +7,7 @@ module in the function's place in the package, so the module can be called like 
 """
 
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,10 +20,17 @@ from backends import cli, seeds
 from backends.atomic import check_apart
 from backends.data import audio
 from backends.data.stream import checked_target
-from backends.errors import InputError
+from backends.values import as_options, check_number
 from musicgen_mlx.adapters import put_on
 from musicgen_mlx.engines import load_engine
 from musicgen_mlx.music import Engine, Request, Sampling, generate, read_prompt
+
+NAMES = {
+    "duration_s": "--duration",
+    "window_s": "--window",
+    "stride_s": "--stride",
+    **{name: f"--{name.replace('_', '-')}" for name in ("continue_from", "guidance", "temperature", "top_k", "top_p")},
+}  # of a request's values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +80,14 @@ class GenerateOptions:
     """Quantise the model's weights to so many bits (MLX)."""
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise InputError(f"--samples {self.samples}: expected at least 1")
+        check_number("--samples", self.samples, 1, what="a whole number")
         if self.seed is not None:
             seeds.check(self.seed, "--seed")
         for path in self.paths():
             checked_target(path)
             if self.continue_from is not None:
                 check_apart(path, [self.continue_from], "the recording of --continue-from")
+        self.request()  # its numbers are checked before a model is looked for
 
     def paths(self) -> list[Path]:
         """The files to write, one for each prompt and sample."""
@@ -98,21 +106,26 @@ class GenerateOptions:
             put_on(found, self.lora)
         return found
 
-    def request(self, engine: Engine) -> Request:
-        """What to make with it."""
+    def as_options(self) -> AbstractContextManager:
+        """Errors name this command's options inside."""
+        return as_options({**NAMES, "prompts": f"--prompt with --model {self.model}"})
+
+    def request(self, engine: Engine | None = None) -> Request:
+        """What to make; --continue-from is read at the rate of the engine's codec, and left out without one."""
         prompts = [prompt or None for prompt in self.prompt or ("",) for _ in range(self.samples)]
         first = int(np.random.SeedSequence().generate_state(1)[0]) if self.seed is None else self.seed
-        given = None if self.continue_from is None else read_prompt(self.continue_from, engine.config)
-        return Request(
-            prompts=prompts,
-            seeds=[first + index for index in range(len(prompts))],
-            duration_s=self.duration,
-            guidance=self.guidance,
-            sampling=Sampling(self.temperature, self.top_k, self.top_p),
-            continue_from=given,
-            window_s=self.window,
-            stride_s=self.stride,
-        )
+        path = None if engine is None else self.continue_from
+        with self.as_options():
+            return Request(
+                prompts=prompts,
+                seeds=[first + index for index in range(len(prompts))],
+                duration_s=self.duration,
+                guidance=self.guidance,
+                sampling=Sampling(self.temperature, self.top_k, self.top_p),
+                continue_from=None if path is None or engine is None else read_prompt(path, engine.config),
+                window_s=self.window,
+                stride_s=self.stride,
+            )
 
 
 def main(options: GenerateOptions) -> None:
@@ -123,7 +136,7 @@ def main(options: GenerateOptions) -> None:
     codec = engine.config.encodec
     given = 0 if request.continue_from is None else -(-len(request.continue_from) // codec.frame_samples)
     total = round(options.duration * codec.frame_hz) - given
-    with tqdm(total=total, desc="frames", unit="frame", delay=0.5) as bar:
+    with options.as_options(), tqdm(total=total, desc="frames", unit="frame", delay=0.5) as bar:
         sound = generate(engine, request, progress=lambda made: bar.update(made - bar.n))
     elapsed = time.perf_counter() - started
     rate, paths = codec.sample_rate_hz, options.paths()

@@ -44,7 +44,7 @@ class Engine:
         if dtype is None and not on_gpu():
             # Lazily: of what is quantised not all need be there in float32 at once.
             nn.Module.set_dtype(model, mx.float32)
-        if bits:
+        if bits is not None:
             _quantise(model, bits)
         mx.eval(model.parameters())
         memory.reset_peak_memory()
@@ -98,6 +98,8 @@ class AudioStream:
 
 
 def _quantise(model: MusicGen, bits: int) -> None:
+    if bits not in (4, 8):
+        raise InputError(f"--bits {bits}: expected 4 or 8")
     nn.quantize(model, GROUP, bits, class_predicate=_fits)
     if not any("scales" in module for module in model.modules()):
         raise InputError(

@@ -3,7 +3,6 @@
 What is native is an engine (`musicgen_mlx.mlx_engine`, `musicgen_mlx.torch_engine`); here are only NumPy arrays.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from backends.base import Memory
 from backends.data import audio as audio_files
 from backends.errors import InputError
 from backends.seeds import mix
+from backends.values import check_number
 from musicgen_mlx import pattern
 from musicgen_mlx.config import MusicGenConfig
 from musicgen_mlx.known import first_unknown, known_steps, windows
@@ -60,9 +60,9 @@ class Request:
     """What to make. An item's codes depend on its own prompt and seed only, not on its batch.
 
     `prompts` holds a description per item, None for none; `seeds` a seed per item. `duration_s` is the length of all,
-    `continue_from` (samples,) or (samples, 2) included, which is the beginning of every item. What is longer than
-    `window_s`, by default the segments that the model was trained on, is made by windows that move on by `stride_s`, by
-    default 3/5 of one (audiocraft's max_duration and extend_stride).
+    with `continue_from`, the beginning of every item: (samples,) or (samples, 2) at the codec's rate, floats from -1 to
+    1, int16 or int32. What is longer than `window_s`, by default the segments that the model was trained on, is made by
+    windows that move on by `stride_s`, by default 3/5 of one (audiocraft's max_duration and extend_stride).
     """
 
     prompts: Sequence[str | None]
@@ -75,20 +75,20 @@ class Request:
     stride_s: float | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.prompts, str):
-            raise InputError(f"prompts {self.prompts!r}: expected a list of descriptions")
+        for name, given in (("prompts", self.prompts), ("seeds", self.seeds)):
+            if isinstance(given, str) or not hasattr(given, "__len__"):
+                raise InputError(f"{name} {given!r}: expected a list, an entry for each item")
         for prompt, seed in zip(self.prompts, self.seeds, strict=False):
             if not (prompt is None or isinstance(prompt, str)) or not isinstance(seed, int | np.integer):
                 raise InputError(f"prompt {prompt!r}, seed {seed!r}: expected a text or None, and a whole number")
         if len(self.prompts) != len(self.seeds) or not len(self.prompts):
             raise InputError(f"{len(self.prompts)} prompts and {len(self.seeds)} seeds: expected one seed for each")
-        if not 0 < self.duration_s < float("inf"):
-            raise InputError(f"duration {self.duration_s}: expected seconds above 0")
-        if not 0 <= self.guidance < math.inf:
-            raise InputError(f"guidance {self.guidance}: expected a number from 0; 1 is none")
-        for name, value in (("window", self.window_s), ("stride", self.stride_s)):
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"{name} {value}: expected seconds above 0")
+        if not isinstance(self.sampling, sampling.Sampling):
+            raise InputError(f"sampling {self.sampling!r}: expected a Sampling")
+        check_number("guidance", self.guidance)
+        for name in ("duration_s", "window_s", "stride_s"):
+            if getattr(self, name) is not None or name == "duration_s":
+                check_number(name, getattr(self, name), what="seconds", above=True)
 
     def window_frames(self, config: MusicGenConfig) -> tuple[int, int]:
         """A window and how far it moves on. Raises InputError where no frame is between them."""
@@ -96,13 +96,13 @@ class Request:
         window_s = config.segment_s if self.window_s is None else self.window_s
         stride_s = STRIDE * window_s if self.stride_s is None else self.stride_s
         if stride_s >= window_s:
-            raise InputError(f"stride {stride_s:g} s: expected less than the window, {window_s:g} s")
+            raise InputError(f"stride_s {stride_s:g}: expected less than the window, {window_s:g} s")
         longest, stride = round(window_s * hz), round(stride_s * hz)
         if self.window_s is None and self.stride_s is None:
             longest = max(2, longest)  # a model that was trained on single frames makes music too
             stride = min(max(1, stride), longest - 1)
         if not 0 < stride < longest:
-            raise InputError(f"window {window_s:g} s, stride {stride_s:g} s: at {hz:g} frames a second no frame is "
+            raise InputError(f"window_s {window_s:g}, stride_s {stride_s:g}: at {hz:g} frames a second no frame is "
                              "between them")  # fmt: skip
         return longest, stride
 
@@ -124,8 +124,7 @@ def stream_generate(engine: Engine, request: Request, chunk_s: float = 0.5) -> I
 
     The chunks, joined, are what `generate` returns, to within 1e-4. They are behind the codes by a few frames (0.1 s).
     """
-    if not 0 <= chunk_s < math.inf:
-        raise InputError(f"chunk_s {chunk_s}: expected seconds from 0")
+    check_number("chunk_s", chunk_s, what="seconds")
     stream, waiting = engine.stream(), []
     size = max(1, round(chunk_s * engine.config.encodec.frame_hz))
     for part in frames(engine, request):
@@ -144,10 +143,10 @@ def frames(engine: Engine, request: Request) -> Iterator[np.ndarray]:
     given = _given(engine, request)
     total, (longest, stride) = round(request.duration_s * hz), request.window_frames(config)
     if not total:
-        raise InputError(f"duration {request.duration_s:g} s: expected at least {1 / hz:g}, one frame")
+        raise InputError(f"duration_s {request.duration_s:g}: expected at least {1 / hz:g}, one frame")
     if total <= given.shape[2]:
         raise InputError(
-            f"duration {request.duration_s:g} s: continue_from alone lasts {given.shape[2] / hz:g} s; ask for more"
+            f"duration_s {request.duration_s:g}: continue_from alone lasts {given.shape[2] / hz:g} s; ask for more"
         )
     said = engine.said(request.prompts)
     if given.shape[2]:

@@ -57,7 +57,7 @@ class Engine:
     def said(self, prompts: Sequence[str | None]) -> Any:
         if self.config.condition == "none":
             if any(prompts):
-                raise InputError("this model was trained without a condition: leave the prompt out")
+                raise InputError("prompts: this model was trained without a condition: leave the prompt out")
             return None
         states, mask = self._rows([prompt or "" for prompt in prompts]) if any(prompts) else self._silence(prompts)
         with torch.inference_mode(), torch_generation.generating(self.model):

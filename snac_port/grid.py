@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from backends.values import check_number
 from snac_port.config import SNACConfig
 
 CHUNK_CONTEXTS = 16  # a chunk is so many times its context, so that computing the context twice costs an eighth
@@ -32,6 +33,7 @@ def chunk_units(config: SNACConfig, chunk_s: float | None) -> int:
     """Units of a chunk of about `chunk_s` seconds, at least one; by default 4.1 s at 24 kHz, 8.9 s at 44.1 kHz."""
     if chunk_s is None:
         return CHUNK_CONTEXTS * max(encoder_context(config), decoder_context(config))
+    check_number("chunk_s", chunk_s, what="seconds")
     return max(1, round(chunk_s * config.sampling_rate / config.unit_samples))
 
 

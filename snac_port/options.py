@@ -5,6 +5,7 @@ from typing import Literal
 
 from backends import seeds
 from backends.errors import InputError
+from backends.values import check_number
 from snac_port.codec import Codec
 from snac_port.load import from_pretrained
 from snac_port.noise import Noise
@@ -24,8 +25,8 @@ class CodecOptions:
     """Seconds of audio computed at a time; less takes less memory. Default: about 4 at 24 kHz, 9 at 44.1 kHz."""
 
     def __post_init__(self) -> None:
-        if self.chunk_s is not None and not 0 <= self.chunk_s < float("inf"):
-            raise InputError(f"--chunk-s {self.chunk_s}: expected seconds from 0")
+        if self.chunk_s is not None:
+            check_number("--chunk-s", self.chunk_s, what="seconds")
 
     def codec(self) -> Codec:
         """Load it."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from backends.errors import InputError
-from snac_port.codes import Codes, whole
+from snac_port.codes import Codes, check, whole
 from snac_port.config import SNACConfig
 
 ORPHEUS_FIRST = 128_266  # the id of token 0 in Orpheus' vocabulary
@@ -41,7 +41,8 @@ def unflatten(
 ) -> Codes:
     """Tokens, in frames or in one row -> codes, of `length` samples if that is known.
 
-    Raises InputError for a row that ends inside a frame, and for a token outside its position's range.
+    Raises InputError for a row that ends inside a frame, for a token outside its position's range, and for a length
+    that is not that of so many frames.
     """
     row = np.asarray(tokens)
     row = row.reshape(-1) if row.size == 0 or row.dtype.kind in "iu" else _refuse_type(row)
@@ -58,7 +59,10 @@ def unflatten(
     levels = [np.zeros((len(frames), _children(config, level)), np.int32) for level in range(len(config.vq_strides))]
     for position, (level, place) in enumerate(_walk(config)):
         levels[level][:, place] = values[:, position]
-    return whole(levels, config, length)
+    codes = whole(levels, config, length)
+    if length is not None:
+        check(codes, config)
+    return codes
 
 
 def positions(config: SNACConfig) -> int:

@@ -291,7 +291,7 @@ def test_a_prompt_without_room_is_a_clear_error(model):
         generate(model, "hello", 0, [Segment(0, "long", audio=sound(80))], 90_000)
     with pytest.raises(InputError, match=r"the prompt has \d+ rows .* shorten the text or lower max_audio_length_ms"):
         generate(model, 2000 * "hello ", 0, [], 90_000)
-    with pytest.raises(InputError, match="at least one frame"):
+    with pytest.raises(InputError, match="max_audio_length_ms 10: expected at least 80, one frame"):
         generate(model, "hello", 0, [], 10)
 
 
@@ -312,6 +312,14 @@ def test_a_prompt_without_room_is_a_clear_error(model):
 def test_bad_context_audio_is_named(model, audio, message):
     with pytest.raises(InputError, match=message):
         generate(model, "hello", 0, [Segment(0, "x", audio=audio)], 800)
+
+
+@pytest.mark.parametrize("context", [None, [None], "hello"])
+def test_a_context_of_something_else_is_refused(model, context):
+    with pytest.raises(InputError, match="context: expected a list of Segments"):
+        generate(model, "hello", 0, context, 800)
+    with pytest.raises(InputError, match="Segment text is None"):
+        Segment(0, None, audio=np.zeros(2000))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bits", [16, 32])

@@ -32,10 +32,10 @@ def apply_lora_to_model(
 
     A target is `attn` (q, k, v, o of both stacks), `mlp` (gate, up, down) or any part of a module's dotted name, such
     as `codebook0_head`, `projection`, `q_proj`, `text_embeddings`; the default is that of `finetune_lora`, None means
-    every linear module. Raises InputError for a target that matches nothing, for a rank above every dimension of what
-    is adapted, and where the model already carries an adapter.
+    every linear module. Raises InputError for numbers out of range, a target that matches nothing, a rank above every
+    dimension of what is adapted, and where the model already carries an adapter.
     """
-    backend = get("mlx")
+    backend, spec = get("mlx"), LoRASpec(rank, alpha, dropout, use_rslora, use_dora)
     _refuse_adapted(backend, model)
     leaves = backend.linears(model)
     names = match(leaves, target_modules, exclude_modules, GROUPS)
@@ -45,7 +45,7 @@ def apply_lora_to_model(
             f"--lora-rank {rank}: larger than any dimension of the adapted modules: expected at most {largest}, "
             "and 4 to 64 are usual"
         )
-    backend.adapt(model, names, LoRASpec(rank, alpha, dropout, use_rslora, use_dora), seed)
+    backend.adapt(model, names, spec, seed)
     return model
 
 

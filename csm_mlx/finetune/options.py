@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from backends.base import LoRASpec
 from backends.errors import InputError
 from backends.training.options import TrainOptions
 
@@ -109,8 +110,7 @@ class LoRAOptions(CSMOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.lora_alpha < math.inf:
-            raise InputError(f"--lora-alpha {self.lora_alpha}: expected a positive number, often twice the rank")
+        LoRASpec(self.lora_rank, self.lora_alpha, self.dropout)  # checks them before a model is loaded
         clash = [part for part in self.target_modules if any(part in name for name in EMBEDDINGS)]
         if self.train_embeddings and clash:
             raise InputError(

@@ -68,6 +68,21 @@ def test_a_rank_above_every_dimension_is_refused():
     apply_lora_to_model(CSM.from_pretrained("tiny"), rank=128, target_modules=["projection"])
 
 
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ({"alpha": float("nan")}, "--lora-alpha nan: expected a number above 0"),
+        ({"alpha": 0}, "--lora-alpha 0: expected a number above 0"),
+        ({"alpha": "x"}, "--lora-alpha 'x': expected a number above 0"),
+        ({"rank": 1.5}, "--lora-rank 1.5: expected a whole number from 1"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(numbers, said):
+    with pytest.raises(InputError) as refusal:
+        apply_lora_to_model(CSM.from_pretrained("tiny"), **numbers)
+    assert str(refusal.value) == said
+
+
 def test_a_file_made_with_the_command_s_defaults_loads_with_the_function_s(lora):
     path = lora() / "lora_ckpt_epoch_1.safetensors"
     model = load_lora_weights(apply_lora_to_model(CSM.from_pretrained("tiny")), path)

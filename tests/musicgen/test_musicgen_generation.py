@@ -219,6 +219,8 @@ def test_quantised_weights_and_half_precision():
         assert np.isfinite(made(engine, prompts=["jungle"])).all()
     with pytest.raises(InputError, match="--bits"):
         load_engine("tiny", "torch", "cpu", bits=4)
+    with pytest.raises(InputError, match="--bits 5: expected 4 or 8"):
+        load_engine("tiny", "mlx", bits=5)
     for backend, device in (("torch", "cpu"), ("mlx", None)):
         with pytest.raises(InputError, match="dtype 'half': expected one of float32, bfloat16, float16"):
             load_engine("tiny", backend, device, dtype="half")
@@ -270,7 +272,10 @@ def test_a_model_without_a_condition_needs_no_prompt(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.run(main, GenerateOptions, [*argv, "--prompt", "jungle"])
     assert stop.value.code == 2
-    assert "leave the prompt out" in capsys.readouterr().err
+    said = (
+        f"--prompt with --model {tmp_path / 'micro'}: this model was trained without a condition: leave the prompt out"
+    )
+    assert capsys.readouterr().err == f"error: {said}\n"
 
 
 def test_a_prompt_with_half_a_character_is_refused():
@@ -281,8 +286,15 @@ def test_a_prompt_with_half_a_character_is_refused():
 def test_requests_are_checked():
     with pytest.raises(InputError, match="one seed for each"):
         Request(prompts=["a", "b"], seeds=[1])
-    with pytest.raises(InputError, match="expected a list of descriptions"):
-        Request(prompts="a", seeds=[1])
+    for changed, said in (
+        ({"prompts": "a"}, "prompts 'a': expected a list"),
+        ({"seeds": 1}, "seeds 1: expected a list"),
+        ({"sampling": None}, "sampling None: expected a Sampling"),
+        ({"duration_s": "1"}, "duration_s '1': expected seconds above 0"),
+        ({"duration_s": None}, "duration_s None: expected seconds above 0"),
+    ):
+        with pytest.raises(InputError, match=said):
+            Request(**{"prompts": ["a"], "seeds": [1]} | changed)
     for prompts, seeds in (([3], [1]), (["a"], [1.5])):
         with pytest.raises(InputError, match="expected a text or None, and a whole number"):
             Request(prompts=prompts, seeds=seeds)
@@ -297,7 +309,7 @@ def test_prompts_and_seeds_may_be_arrays(engine):
 
 
 def test_windows_without_a_frame_between_them_are_refused(engine):
-    with pytest.raises(InputError, match=r"window 0.02 s, stride 0.01 s: at 50 frames a second no frame is between"):
+    with pytest.raises(InputError, match=r"window_s 0.02, stride_s 0.01: at 50 frames a second no frame is between"):
         codes(engine, window_s=0.02, stride_s=0.01)
     with pytest.raises(InputError, match="chunk_s nan"):
         next(stream_generate(engine, Request([None], [0], 0.1), chunk_s=np.nan))
@@ -377,15 +389,16 @@ def test_all_files_are_looked_at_before_the_work(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--temperature", "nan"], "temperature nan: expected a number from 0"),
-        (["--top-k", "-1"], "top_k -1: expected a number from 0"),
-        (["--top-p", "2"], "top_p 2.0: expected a number from 0 to 1"),
-        (["--guidance", "nan"], "guidance nan: expected a number from 0"),
-        (["--guidance", "-3"], "guidance -3.0: expected a number from 0"),
-        (["--duration", "nan"], "duration nan: expected seconds above 0"),
-        (["--duration", "0.001"], "duration 0.001 s: expected at least 0.02, one frame"),
+        (["--temperature", "nan"], "error: --temperature nan: expected a number from 0"),
+        (["--top-k", "-1"], "error: --top-k -1: expected a whole number from 0"),
+        (["--top-p", "2"], "error: --top-p 2.0: expected a number from 0 to 1"),
+        (["--guidance", "nan"], "error: --guidance nan: expected a number from 0"),
+        (["--guidance", "-3"], "error: --guidance -3.0: expected a number from 0"),
+        (["--duration", "nan"], "error: --duration nan: expected seconds above 0"),
+        (["--duration", "0.001"], "error: --duration 0.001: expected at least 0.02, one frame"),
         (["--seed", "-1"], "--seed -1: expected 0 to 4294967295"),
         (["--seed", "4294967296"], "--seed 4294967296: expected 0 to 4294967295"),
+        (["--model", "no-such-model", "--window", "0"], "error: --window 0.0: expected seconds above 0"),
         (["--output", "x.xyz"], "x.xyz: expected a name that ends in .wav"),
         (["--output", f"{__file__}/x.wav"], "is not a folder that you may write to"),
         (

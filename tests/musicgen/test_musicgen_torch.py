@@ -192,8 +192,12 @@ def test_min_p_keeps_what_has_that_share_of_the_likeliest(min_p, temperature):
 @pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "min_p"])
 def test_settings_that_are_no_numbers_are_refused(name):
     for value in (-1, float("nan"), float("inf")):
-        with pytest.raises(InputError, match=f"^{name} {value}: expected a number from 0"):
+        with pytest.raises(InputError, match=f"^{name} {value}: expected a (whole )?number from 0"):
             Sampler(**{name: value})
+    with pytest.raises(InputError, match=f"^{name} '2': expected a (whole )?number from 0"):
+        Sampler(**{name: "2"})
+    with pytest.raises(InputError, match=r"^top_k 2.5: expected a whole number from 0"):
+        Sampler(top_k=2.5)
 
 
 @pytest.mark.parametrize("temperature", [1e-46, 1e-40, 1e-38, 1e-30])

@@ -111,11 +111,11 @@ def test_published_models_make_30_seconds_at_once():
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"window_s": 0}, "window 0: expected seconds above 0"),
-        ({"stride_s": -1}, "stride -1: expected seconds above 0"),
-        ({"stride_s": 30}, "stride 30 s: expected less than the window, 30 s"),
-        ({"window_s": 5, "stride_s": 6}, "stride 6 s: expected less than the window, 5 s"),
-        ({"window_s": 0.02}, "window 0.02 s, stride 0.012 s: at 50 frames a second no frame is between them"),
+        ({"window_s": 0}, "window_s 0: expected seconds above 0"),
+        ({"stride_s": -1}, "stride_s -1: expected seconds above 0"),
+        ({"stride_s": 30}, "stride_s 30: expected less than the window, 30 s"),
+        ({"window_s": 5, "stride_s": 6}, "stride_s 6: expected less than the window, 5 s"),
+        ({"window_s": 0.02}, "window_s 0.02, stride_s 0.012: at 50 frames a second no frame is between them"),
     ],
 )
 def test_windows_that_are_none_are_refused(asked, said):
@@ -136,7 +136,7 @@ def test_the_command_takes_both(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.run(main, GenerateOptions, [*argv, "--window", "5", "--stride", "6"])
     assert stop.value.code == 2
-    assert capsys.readouterr().err.strip() == "error: stride 6 s: expected less than the window, 5 s"
+    assert capsys.readouterr().err.strip() == "error: --stride 6: expected less than the window, 5 s"
 
 
 def test_layouts_keep_it_where_they_have_a_place_for_it(tmp_path):

@@ -227,6 +227,12 @@ def test_audio_that_cannot_be_encoded_is_refused(speech, audio, said):
         assert list(speech.encode_stream([audio])) == [], "pieces may be empty"
 
 
+def test_chunks_of_no_length_are_refused(speech):
+    for chunk_s in (float("nan"), float("inf"), -1):
+        with pytest.raises(InputError, match=f"chunk_s {chunk_s}: expected seconds from 0"):
+            speech.encode(np.zeros(100), chunk_s=chunk_s)
+
+
 def change(codes: Codes, level: int, how) -> Codes:
     levels = list(codes.levels)
     levels[level] = how(levels[level])

@@ -240,6 +240,8 @@ def test_the_inverse_is_exact(config, first):
         assert same(unflatten(given, config, first=first, length=codes.length), codes)
     padded = unflatten(tokens, config, first=first)
     assert padded.length == codes.levels[0].size * config.vq_strides[0] * config.hop_samples
+    with pytest.raises(InputError, match="codes: 1000000000 samples do not fit"):
+        unflatten(tokens, config, first=first, length=10**9)
 
 
 @pytest.mark.parametrize("first", [-1, 2**31 - 1, 10**30])

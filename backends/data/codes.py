@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from backends.errors import InputError
 # Raise it with every change of a codec's encoder, or of how recordings are read or cut for it, after which some audio
 # has other codes: those kept from before are then made anew.
 ENCODING = 2
+
+
+class CacheError(InputError):
+    """Codes cannot be kept, of this recording or of any other."""
 
 
 def default_cache() -> Path:
@@ -39,12 +44,18 @@ class CodeCache:
     _contents: dict[tuple[Path, int, int], str] = field(default_factory=dict, repr=False, compare=False)
 
     def __call__(self, path: Path) -> np.ndarray:
-        """The codes of an audio file, int32 (K, T); encodes it only if its content is new to this codec."""
+        """The codes of an audio file, int32 (K, T); encodes it only if its content is new to this codec.
+
+        Raises CacheError, before it encodes if that is known by then, where they cannot be kept.
+        """
         file = self.folder / f"{self._content(path)}.npy"
         codes = _read(file)
         if codes is None:
+            with self._told():
+                file.parent.mkdir(parents=True, exist_ok=True)
             codes = np.ascontiguousarray(self.encode(path), dtype=np.int32)
-            self._keep(file, codes)
+            with self._told():
+                write_atomically(file, lambda staging: np.save(staging, codes, allow_pickle=False), shared=True)
         return codes
 
     @property
@@ -60,12 +71,14 @@ class CodeCache:
             self._contents[key] = sha256(path)
         return self._contents[key]
 
-    def _keep(self, file: Path, codes: np.ndarray) -> None:
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What cannot be written inside is an error of the cache folder."""
         try:
-            write_atomically(file, lambda staging: np.save(staging, codes, allow_pickle=False), shared=True)
-        except InputError as error:
-            reason = getattr(error.__cause__, "strerror", None) or error
-            raise InputError(
+            yield
+        except (OSError, InputError) as error:
+            reason = getattr(error.__cause__ or error, "strerror", None) or error
+            raise CacheError(
                 f"{self.directory}: codes cannot be kept in this cache folder ({reason}): check it and its free space, "
                 "or name another folder in $AUDIOSMITH_CACHE"
             ) from error

@@ -16,6 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from backends.data import audio
+from backends.data.codes import CacheError
 from backends.data.parts import parts
 from backends.errors import InputError
 from backends.seeds import rng
@@ -126,11 +127,16 @@ def find(folder: Path, option: str) -> list[Path]:
     """The recordings in a folder and those below it, in order. Raises InputError where there are none."""
     if not folder.is_dir():
         raise InputError(f"{option} {folder}: no such folder")
-    found = sorted(path for path in folder.rglob("*") if _is_recording(path))
+    found = recordings_in(folder)
     if not found:
         raise InputError(f"{option} {folder}: holds no recordings ({', '.join(audio.FORMATS)})")
     each(found, _check_link)
     return found
+
+
+def recordings_in(folder: Path) -> list[Path]:
+    """The recordings in a folder and those below it, in order, and links to none that are named like them."""
+    return sorted(path for path in folder.rglob("*") if _is_recording(path))
 
 
 def _is_recording(path: Path) -> bool:
@@ -144,12 +150,14 @@ def _check_link(path: Path) -> None:
         raise InputError(f"{path}: is a link to no file; remove it or bring back what it points to")
 
 
-def check_outside(run: Path, folders: Mapping[str, Path]) -> None:
-    """Raise InputError where the samples of a run would be found as recordings in one of these {option: folder}."""
-    for option, folder in folders.items():
-        if run.resolve().is_relative_to(folder.resolve()):
+def check_outside(
+    made: Path, folders: Mapping[str, Path], option: str = "--output-dir", what: str = "its samples"
+) -> None:
+    """Raise InputError where `what` is made in `made`, by `option`, would be found in one of these {option: folder}."""
+    for searched, folder in folders.items():
+        if made.resolve().is_relative_to(folder.resolve()):
             raise InputError(
-                f"--output-dir {run}: is inside {option} {folder}, and its samples would be taken for recordings: "
+                f"{option} {made}: is inside {searched} {folder}, and {what} would be taken for recordings: "
                 "give another folder"
             )
 
@@ -184,11 +192,16 @@ def source(
 
 
 def each(paths: Iterable[Path], look: Callable[[Path], T]) -> list[T]:
-    """What `look` finds in each file. Those that it refuses are one InputError that names them."""
+    """What `look` finds in each file. Those that it refuses are one InputError that names them.
+
+    A cache that cannot be written is no file's fault, and ends the search.
+    """
     found, bad = [], []
     for path in paths:
         try:
             found.append(look(path))
+        except CacheError:
+            raise
         except InputError as error:
             bad.append((path, error))
     if bad:

@@ -1,9 +1,11 @@
 """Batching, prefetching, the code cache, seeds and atomic files."""
 
 import os
+import shutil
 import stat
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from backends.atomic import write_atomically, write_text
 from backends.data.batching import epoch_batches, in_order, pad_length, pad_stack
 from backends.data.codes import ENCODING, CodeCache, default_cache
 from backends.data.prefetch import prefetch
+from backends.data.segments import each
 from backends.errors import InputError
 from backends.seeds import gumbel, mix, rng
 
@@ -205,6 +208,29 @@ def test_a_cache_that_cannot_be_written_is_named_with_its_variable(tmp_path):
     line = str(refused.value)
     assert line.startswith(f"{tmp_path / 'cache'}: codes cannot be kept in this cache folder (")
     assert line.endswith("or name another folder in $AUDIOSMITH_CACHE")
+
+
+@pytest.mark.parametrize("known_before", [True, False])
+def test_a_cache_that_cannot_be_written_is_told_once_and_not_of_recordings(tmp_path, known_before):
+    paths = [tmp_path / f"{name}.wav" for name in "abc"]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+    (tmp_path / "file").write_text("in the way")
+    encoded = []
+
+    def encode(path: Path) -> np.ndarray:
+        encoded.append(path)
+        if not known_before:
+            shutil.rmtree(tmp_path / "cache" / "codes")
+            (tmp_path / "cache" / "codes").write_text("in the way")
+        return np.ones((2, 5), np.int32)
+
+    folder = tmp_path / ("file" if known_before else "cache")
+    with pytest.raises(InputError) as refused:
+        each(paths, CodeCache(encode, "codec", folder))
+    assert str(refused.value).startswith(f"{folder}: codes cannot be kept in this cache folder (")
+    assert ".wav" not in str(refused.value)
+    assert encoded == ([] if known_before else paths[:1])
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):

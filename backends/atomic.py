@@ -49,6 +49,13 @@ def check_target(path: Path) -> None:
         raise InputError(f"{path}: cannot be written, it is {kind}; give the name of a file")
 
 
+def check_folder(folder: Path, what: str) -> None:
+    """Raise InputError, which begins with `what`, where `folder`, there or yet to be made, can take no files."""
+    existing = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"{what}: cannot be written, {existing} is not a folder that you may write to")
+
+
 def check_apart(output: Path, given: Iterable[Path], what: str, option: str = "--output") -> None:
     """Raise InputError where writing `output`, which `option` names, would replace one of `given`, which is `what`."""
     if any(_same(output, one) for one in given):

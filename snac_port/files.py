@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backends.atomic import check_apart
+from backends.atomic import behind_link, check_apart, check_folder
 from backends.data.audio import FORMATS
 from backends.data.metrics import Comparison
 from backends.data.stream import AudioFile, checked_target, open_audio, write_stream
@@ -87,9 +87,11 @@ def reconstruct_file(
 def pairs(source: Path, target: Path, suffixes: Sequence[str], new_suffix: str | None) -> list[tuple[Path, Path]]:
     """Files to read and to write: `source` and `target`, or the trees below them.
 
-    In a tree, names stay and suffixes become `new_suffix`. Raises InputError where there is nothing to read, or two
-    files would be written under one name.
+    In a tree, names stay and suffixes become `new_suffix`; without one `target` is a file for all. Raises InputError
+    where there is nothing to read, nothing can be written, or two files would be written under one name.
     """
+    one_file = new_suffix is None or not source.is_dir()
+    check_folder(behind_link(target.expanduser()).parent if one_file else target.expanduser(), f"--output {target}")
     if not source.is_dir():
         if not source.is_file():
             raise InputError(f"--input {source}: no such file or folder")

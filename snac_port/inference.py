@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from backends import cli
+from backends.data.segments import check_outside
 from snac_port import files
 from snac_port.codec import Codec
 from snac_port.options import DecoderOptions
@@ -30,6 +31,8 @@ class InferenceOptions(DecoderOptions):
 
 def main(options: InferenceOptions) -> None:
     """Reconstruct every file, one line each, and the mean of several."""
+    if options.input.is_dir():
+        check_outside(options.output, {"--input": options.input}, "--output", "what is written")
     work = files.pairs(options.input, options.output, files.AUDIO_SUFFIXES, ".wav")
     codec, qualities = options.codec(), []
 

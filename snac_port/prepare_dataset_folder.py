@@ -10,7 +10,7 @@ and val/ keeps it there in later splits of the same ratio, and tells what an ear
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,9 +18,9 @@ from typing import Literal
 from tqdm import tqdm
 
 from backends import cli
-from backends.atomic import write_text
+from backends.atomic import check_folder, write_text
 from backends.data import audio
-from backends.data.segments import find
+from backends.data.segments import find, recordings_in
 from backends.errors import InputError
 
 TOLERANCE_S = 0.1  # of what a header says; decoders add or drop a frame
@@ -53,6 +53,7 @@ def main(options: PrepareOptions) -> None:
     """Check every recording, split, and say what was left out."""
     paths = find(options.input_dir, "--input_dir")
     _apart(options)
+    check_folder(options.output_dir, f"--output_dir {options.output_dir}")
     problems = {path: _problem(path) for path in tqdm(paths, desc="checking", unit="file")}
     for line in _report([problem for problem in problems.values() if problem] + _unread(options.input_dir)):
         print(line)
@@ -110,6 +111,7 @@ class Split:
         for name in self.sides.keys() - earlier.sides.keys():
             for side in SIDES:
                 _check_free(target / side / name, source / name)
+        _check_own(target, earlier.sides | self.sides)
         target.mkdir(parents=True, exist_ok=True)
         both = earlier.sides | self.sides
         _write(target, replace(self, sides=both))  # so that what is cut short can be taken up
@@ -148,6 +150,17 @@ def _check_free(target: Path, source: Path) -> None:
     elif not target.exists():
         return
     raise InputError(f"{target}: is in the way, and no earlier split made it: move it, or give another --output_dir")
+
+
+def _check_own(folder: Path, known: Container[str]) -> None:
+    """Nothing but what splits have put there may be found in train/ and val/, as training will look there."""
+    for side in SIDES:
+        for path in recordings_in(folder / side):
+            if path.relative_to(folder / side).as_posix() not in known:
+                raise InputError(
+                    f"{folder / side}: holds recordings that no earlier split put there, such as {path.name}: "
+                    "move them, or give another --output_dir"
+                )
 
 
 def _problem(path: Path) -> str:

@@ -24,6 +24,8 @@ from snac_port.codefile import SUFFIX, CodeFile
 from snac_port.config import SNACConfig
 from snac_port.options import CodecOptions
 
+KEYS = {"files", "seconds", "levels"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class StatsOptions(CodecOptions):
@@ -32,7 +34,7 @@ class StatsOptions(CodecOptions):
     input: Path
     """An audio file, a .snac file of codes, or a folder of them."""
     output: Path = Path("stats.json")
-    """Where the numbers go (.json); the picture has the same name with .png."""
+    """Where the numbers go (.json); the picture has the same name with .png. Replaces only what it wrote itself."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def main(options: StatsOptions) -> None:
     """Count, print a line per level, write JSON and PNG."""
     if options.output.suffix != ".json":
         raise InputError(f"--output {options.output}: expected a name that ends in .json; the picture goes beside it")
+    _check_own(options.output)
     work = files.pairs(options.input, options.output, (*files.AUDIO_SUFFIXES, SUFFIX), None)
     codec = options.codec()
     counts = np.zeros((len(codec.config.vq_strides), codec.config.codebook_size), np.int64)
@@ -66,6 +69,23 @@ def main(options: StatsOptions) -> None:
         durations_s.append(duration_s)
 
     files.each(work, add, lambda: _write(options.output, counts, durations_s, codec.config))
+
+
+def _check_own(output: Path) -> None:
+    """Raise InputError where the numbers or their picture would replace what this command has not written."""
+    picture = output.with_suffix(".png")
+    if output.exists() and not _is_statistics(output):
+        raise InputError(f"--output {output}: is there and holds something else than these numbers; give another name")
+    if picture.exists() and not output.exists():
+        raise InputError(f"--output {output}: its picture would replace {picture}; give another name")
+
+
+def _is_statistics(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.keys() == KEYS
 
 
 def _write(output: Path, counts: np.ndarray, durations_s: list[float], config: SNACConfig) -> None:

@@ -1,6 +1,5 @@
 """Audio files read, resampled and written in blocks, so that memory does not grow with their length."""
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.atomic import behind_link, check_target, write_atomically
+from backends.atomic import behind_link, check_folder, check_target, write_atomically
 from backends.data.audio import FORMATS, first_line, unreadable, whole
 from backends.errors import InputError
 
@@ -101,9 +100,7 @@ def checked_target(path: Path | str) -> Path:
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"{path}: expected a name that ends in {', '.join(FORMATS)}")
     check_target(path)
-    existing = next(folder for folder in behind_link(path).absolute().parents if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise InputError(f"{path}: cannot be written, {existing} is not a folder that you may write to")
+    check_folder(behind_link(path).parent, str(path))
     return path
 
 

@@ -206,6 +206,31 @@ def test_a_cut_recording_is_named_and_does_not_stop_the_others(tmp_path, recordi
     assert [path.name for path in (tmp_path / "out").rglob("*.*")] == [f"b{Path(output).suffix}"]
 
 
+@pytest.mark.parametrize("command", ["encode", "inference"])
+@pytest.mark.parametrize("below", ["", "below"])
+def test_an_output_folder_that_cannot_be_is_named_once(tmp_path, recordings, capsys, monkeypatch, command, below):
+    monkeypatch.setattr(CodecOptions, "codec", None)  # which is not loaded
+    (tmp_path / "afile").write_text("mine")
+    line = refused(capsys, command, "--input", recordings, "--output", tmp_path / "afile" / below)
+    assert line == (
+        f"--output {tmp_path / 'afile' / below}: cannot be written, {tmp_path / 'afile'} is not a folder that you may "
+        "write to"
+    )
+
+
+@pytest.mark.parametrize("below", ["", "deep/made"])
+def test_reconstructions_are_not_put_among_the_recordings(tmp_path, recordings, capsys, below):
+    source = tmp_path / "in"
+    shutil.copytree(recordings, source)
+    before = sorted(source.rglob("*"))
+    line = refused(capsys, "inference", "--input", source, "--output", source / below)
+    assert line == (
+        f"--output {source / below}: is inside --input {source}, and what is written would be taken for recordings: "
+        "give another folder"
+    )
+    assert sorted(source.rglob("*")) == before
+
+
 def test_bad_codes_are_named(tmp_path, recordings, capsys, backend):
     codes, out = tmp_path / "codes.snac", tmp_path / "a.wav"
     run("encode", "--input", recordings / "deep" / "b.flac", "--output", codes)

@@ -149,6 +149,32 @@ def test_what_no_split_made_is_not_replaced(tmp_path, capsys, mode):
     assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [mine]
 
 
+@pytest.mark.parametrize("side", ["train", "val"])
+def test_recordings_of_something_else_are_not_mixed_in(tmp_path, capsys, side):
+    mine = tmp_path / "out" / side / "speech" / "mine.flac"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    (mine.parent / "notes.txt").write_text("no recording")
+    with pytest.raises(SystemExit) as stop:
+        prepare(RECORDINGS, tmp_path / "out")
+    assert stop.value.code == 2
+    said = f"{tmp_path / 'out' / side}: holds recordings that no earlier split put there, such as mine.flac: move them"
+    assert said in capsys.readouterr().err
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_symlink() or path.name == "split.json"]
+    mine.unlink()
+    assert sum(map(len, prepare(RECORDINGS, tmp_path / "out").values())) == 60
+
+
+def test_a_file_as_output_folder_is_named(tmp_path, capsys):
+    (tmp_path / "afile").write_text("mine")
+    for output in (tmp_path / "afile", tmp_path / "afile" / "below"):
+        with pytest.raises(SystemExit) as stop:
+            prepare(RECORDINGS, output)
+        assert stop.value.code == 2
+        said = f"error: --output_dir {output}: cannot be written, {tmp_path / 'afile'} is not a folder that you may"
+        assert capsys.readouterr().err.splitlines()[-1].startswith(said)
+
+
 def test_links_of_a_split_without_a_list_move(tmp_path):
     first = prepare(RECORDINGS, tmp_path / "out", "--train_ratio", 0.3)
     (tmp_path / "out" / "split.json").unlink()

@@ -85,6 +85,24 @@ def test_bad_options_are_named(tmp_path, capsys):
         assert said in capsys.readouterr().err
 
 
+def test_only_statistics_are_replaced(tmp_path, capsys):
+    soundfile.write(tmp_path / "a.wav", SOUND, 8000)
+    for content in ('[{"text": "a", "audio_path": "a.wav"}]', '{"files": 1}', "not JSON"):
+        (tmp_path / "mine.json").write_text(content)
+        with pytest.raises(SystemExit):
+            run(tmp_path / "a.wav", tmp_path / "mine.json")
+        said = f"error: --output {tmp_path / 'mine.json'}: is there and holds something else than these numbers"
+        assert capsys.readouterr().err.startswith(said)
+        assert (tmp_path / "mine.json").read_text() == content
+    (tmp_path / "holiday.png").write_bytes(b"mine")
+    with pytest.raises(SystemExit):
+        run(tmp_path / "a.wav", tmp_path / "holiday.json")
+    assert f"its picture would replace {tmp_path / 'holiday.png'}" in capsys.readouterr().err
+    for _ in range(2):
+        run(tmp_path / "a.wav", tmp_path / "stats.json")
+    assert json.loads((tmp_path / "stats.json").read_text())["files"] == 1
+
+
 def test_it_runs_as_a_command(tmp_path):
     soundfile.write(tmp_path / "a.wav", SOUND, 8000)
     done = subprocess.run(

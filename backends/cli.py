@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from pathlib import Path
 from types import ModuleType
 from typing import TypeVar, get_args, get_origin, get_type_hints
 
@@ -101,6 +102,7 @@ def parse(options: type[Options], argv: Sequence[str]) -> Options:
     _refuse_split_lists(options, argv)
     if "config" in {field.name for field in fields(options)}:  # type: ignore[arg-type]
         argv = config_file.flags(options, argv) + argv
+    _refuse_empty_paths(options, argv)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -122,6 +124,20 @@ def _refuse_split_lists(options: type, argv: Sequence[str]) -> None:
         if get_origin(plain) in (tuple, list) and not appended and given.count(name) > 1:
             flag = f"--{name.replace('_', '-')}"
             raise InputError(f"{flag} is given {given.count(name)} times: give it once, with all its values behind it")
+
+
+def _refuse_empty_paths(options: type, argv: Sequence[str]) -> None:
+    """A variable that is not set would name the current folder, as `Path("")` does."""
+    paths = {name for name, hint in get_type_hints(options).items() if hint is Path or Path in get_args(hint)}
+    flag = ""
+    for word in argv:
+        value = word
+        if word.startswith("--"):
+            flag, given, value = word.partition("=")
+            if not given:
+                continue
+        if not value and flag[2:].replace("-", "_") in paths:
+            raise InputError(f"{flag} is empty: expected a path")
 
 
 def _program() -> str | None:

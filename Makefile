@@ -1,6 +1,6 @@
 # make demo   sound and a report, offline, from nothing but git, Python and make
 # make demo-music   the same for music: loops, a codec and a small MusicGen, in minutes
-# make test   the whole test suite (adds PyTorch and the rest to .venv)
+# make test   all tests but the slow ones and those for a GPU or published weights (adds PyTorch and the rest to .venv)
 
 PYTHON ?= python3
 VENV := .venv

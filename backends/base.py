@@ -147,6 +147,8 @@ class Hooks:
     """Terms that are trained on and are no part of the validation loss, such as a quantiser's."""
     sections: Callable[[Any], Sequence[Section]] = lambda _model: ()
     """Parts that the family adds to the report."""
+    precision: "Precision" = "float32"
+    """What the ordinary training step computes in."""
     make_step: Callable[[], "TrainStep"] | None = None
     """A training step other than the ordinary one."""
 

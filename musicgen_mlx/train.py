@@ -14,7 +14,7 @@ import numpy as np
 
 from backends import cli, get
 from backends.adapters.matching import match
-from backends.base import Backend, Hooks, LoRASpec, Sample, TrainStep, World
+from backends.base import Backend, Hooks, LoRASpec, Sample, World
 from backends.data import segments
 from backends.data.codes import CodeCache, default_cache
 from backends.data.wav import check_whole
@@ -24,6 +24,7 @@ from backends.training.loop import Result, train
 from backends.training.options import check_precision
 from backends.training.settings import Settings
 from backends.training.state import check_early, frozen_identity
+from backends.values import as_options
 from musicgen_mlx import dataset
 from musicgen_mlx.config import MusicGenConfig, of_scale
 from musicgen_mlx.studio import Studio, from_pretrained, from_scratch
@@ -50,7 +51,7 @@ def train_model(options: MusicGenOptions) -> Result:
     check_early(backend, options, settings)
     studio = load(options, backend)
     config = studio.config
-    prompt = _sample_prompt(options, config, train_on)
+    prompt = _sample_prompt(options, studio, train_on)
     train_clips, held_clips = clips(studio, backend.world, train_on, held_out)
     if options.model is None:
         studio.hears_at_most(_longest_s(train_clips, config))
@@ -58,11 +59,12 @@ def train_model(options: MusicGenOptions) -> Result:
         config, backend.name, train_clips, _plan(options, config), backend.world, held_clips,
         rows_of=None if config.condition == "none" else _rows(studio, [*train_clips, *held_clips]),
         sampler=_Music(studio, prompt, options.sample_duration, options.seed), exporter=_exporter(options, studio),
+        hooks=Hooks(precision=options.precision),
     )  # fmt: skip
     if chief:
         print(_describe(options, backend, studio, task))
     result = train(
-        backend, studio.model, _with_precision(task, options, backend, studio.model), options,
+        backend, studio.model, task, options,
         title=f"MusicGen on {options.data.name}", identity=_identity(backend, studio, task), settings=settings,
     )  # fmt: skip
     if chief:
@@ -147,6 +149,8 @@ def clips(studio: Studio, world: World, *sides: list[Path]) -> list[list[dataset
     texts = studio.config.condition != "none"
     if texts:
         dataset.any_description(sides[0])
+        tokens = studio.tokenizer().ids
+        segments.each((path for paths in sides for path in paths), lambda path: dataset.description(path, tokens))
     cache = CodeCache(studio.encode, studio.codec_identity(), default_cache())
     if world.size > 1:
         dataset.clips([path for paths in sides for path in paths][world.rank :: world.size], cache, texts=texts)
@@ -172,20 +176,6 @@ def _rows(studio: Studio, clips: list[dataset.Clip]) -> Callable[[str], np.ndarr
     return known.__getitem__
 
 
-def _with_precision(task: MusicGenTask, options: MusicGenOptions, backend: Backend, model: Any) -> MusicGenTask:
-    """The task, whose steps compute in the options' precision."""
-    if options.precision == "float32":
-        return task
-
-    def make_step() -> TrainStep:
-        compiled = options.compile == "on" or (options.compile == "auto" and backend.has_gpu)
-        return backend.train_step(
-            model, task.terms, options.optim(), seed=options.seed, compile=compiled, precision=options.precision
-        )
-
-    return replace(task, hooks=Hooks(make_step=make_step))
-
-
 def _identity(backend: Backend, studio: Studio, task: MusicGenTask) -> dict[str, str]:
     """What must stay the same for a run to continue, and is in no checkpoint."""
     return {
@@ -196,8 +186,10 @@ def _identity(backend: Backend, studio: Studio, task: MusicGenTask) -> dict[str,
     }
 
 
-def _sample_prompt(options: MusicGenOptions, config: MusicGenConfig, paths: list[Path]) -> str:
-    if config.condition != "none":
+def _sample_prompt(options: MusicGenOptions, studio: Studio, paths: list[Path]) -> str:
+    if studio.config.condition != "none":
+        with as_options({"text": "--sample-prompt: text"}):
+            studio.tokenizer().ids(options.sample_prompt or "")
         return dataset.any_description(paths) if options.sample_prompt is None else options.sample_prompt
     if options.sample_prompt:
         raise InputError("--sample-prompt: this model takes no prompt; leave it out, or train with --conditioner text")

@@ -81,9 +81,11 @@ class _Run:
         self.seconds = 0.0  # of audio since the last row of the log
 
     def _plain_step(self) -> TrainStep:
-        compiled = self.options.compile == "on" or (self.options.compile == "auto" and self.backend.has_gpu)
-        optim, seed = self.options.optim(), self.options.seed
-        return self.backend.train_step(self.model, self.task.terms, optim, seed=seed, compile=compiled)
+        # Not on CUDA by itself: no machine was at hand to see what torch.compile makes of batches of all lengths.
+        itself = self.options.compile == "auto" and self.backend.has_gpu and self.backend.name == "mlx"
+        compiled = self.options.compile == "on" or itself
+        same: Any = {"seed": self.options.seed, "compile": compiled, "precision": self.task.hooks.precision}
+        return self.backend.train_step(self.model, self.task.terms, self.options.optim(), **same)
 
     def to_the_end(self) -> Result:
         self._start()

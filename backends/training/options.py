@@ -69,7 +69,7 @@ class TrainOptions:
     resume_from: Path | None = None
     """A checkpoint directory to continue from, or a single exported file to start from with a new optimizer."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the training step; auto: on a GPU."""
+    """Compile the training step; auto: on MLX's GPUs."""
 
     def __post_init__(self) -> None:
         at_least = {"batch_size": 1, "epochs": 1, "gradient_accumulation": 1, "keep_last": 1, "log_every": 1}

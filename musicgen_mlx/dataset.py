@@ -6,7 +6,7 @@ A recording is encoded once, in pieces of half a minute, and kept on disk by con
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,8 +42,11 @@ def clips(paths: Sequence[Path], cache: CodeCache, *, texts: bool, quiet: bool =
         return [Clip(*found) for found in zip(paths, each(bar, cache), described, strict=True)]
 
 
-def description(path: Path) -> str:
-    """What `name.json` beside a recording says of it; "" where there is none. Raises InputError for what is no text."""
+def description(path: Path, check: Callable[[str], object] = check_text) -> str:
+    """What `name.json` beside a recording says of it; "" where there is none.
+
+    Raises InputError, which names the file, for what is no text, and for what `check` refuses.
+    """
     file = path.with_suffix(".json")
     if not file.is_file():
         return ""
@@ -55,7 +58,7 @@ def description(path: Path) -> str:
     if not isinstance(text, str):
         raise InputError(f'{file}: expected {{"{KEY}": "..."}}')
     try:
-        check_text(text)
+        check(text)
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
     return text.strip()

@@ -29,6 +29,7 @@ from musicgen_mlx.adapters import Adapters
 from musicgen_mlx.config import MusicGenConfig, T5Config, encodec_of_settings
 from musicgen_mlx.dataset import pieces
 from musicgen_mlx.names import CODEC, TEXT_ENCODER
+from musicgen_mlx.text import TextTokenizer
 
 
 class Studio:
@@ -66,6 +67,11 @@ class Studio:
         samples = music.read_prompt(path, self.config)
         parts = [samples[start:stop] for start, stop in pieces(len(samples), self.config.encodec)]
         return np.concatenate([self.engine.encode(part[None])[0] for part in parts], axis=1).astype(np.int32)
+
+    def tokenizer(self) -> TextTokenizer:
+        """Of its text encoder, which it must have."""
+        assert self.text is not None
+        return TextTokenizer(self.text.tokenizer, self.text.checkpoint.settings["vocab"])
 
     def text_rows(self, text: str) -> np.ndarray:
         """The text encoder's rows (L, W) of a description."""

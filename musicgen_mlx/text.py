@@ -10,6 +10,8 @@ from backends.data.text import check_text
 from backends.errors import InputError
 
 EOS = "</s>"
+LONGEST = 512  # tokens that T5 was trained on; its attention takes memory by their square
+SHOWN = 40  # characters of a text in errors
 
 
 class TextTokenizer:
@@ -39,9 +41,12 @@ class TextTokenizer:
         return ids, mask
 
     def ids(self, text: str) -> list[int]:
-        """The token ids of one text. Raises InputError for a text with halves of characters."""
+        """The token ids of one text. Raises InputError for one with halves of characters or longer than `LONGEST`."""
         check_text(text)
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         if ids and max(ids) >= self.vocab:
             raise InputError(f"{self.path}: has tokens past the text encoder's vocabulary of {self.vocab}")
+        if len(ids) >= LONGEST:
+            start = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+            raise InputError(f"text {start!r}: has {len(ids)} tokens, expected at most {LONGEST - 1}: shorten it")
         return [*ids, self.eos]

@@ -283,6 +283,13 @@ def test_a_prompt_with_half_a_character_is_refused():
         load_engine("tiny", "mlx").said(["caf\udce9"])
 
 
+def test_a_prompt_longer_than_its_encoder_was_trained_on_is_refused(engine):
+    with pytest.raises(
+        InputError, match=r"text 'long .{35}\.\.\.': has \d{4} tokens, expected at most 511: shorten it"
+    ):
+        engine.said(["short", "long " * 1200])
+
+
 def test_requests_are_checked():
     with pytest.raises(InputError, match="one seed for each"):
         Request(prompts=["a", "b"], seeds=[1])

@@ -1,5 +1,6 @@
 """What python -m musicgen_mlx.train is given besides recordings: other codecs, text encoders, halves, wrong folders."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -120,6 +121,7 @@ def test_the_folders_are_apart(loops, tmp_path, capsys):
         ('{"description": "caf\u00e9"}'.encode("latin-1"), "loop0.json: not readable as JSON"),
         (b'{"description": 3}', 'loop0.json: expected {"description"'),
         (b"[]", 'loop0.json: expected {"description"'),
+        (json.dumps({"description": 600 * "long words "}).encode(), "loop0.json: text 'long words long words"),
     ],
 )
 def test_descriptions_that_are_no_text_are_named(loops, tmp_path, capsys, content, message):
@@ -128,6 +130,7 @@ def test_descriptions_that_are_no_text_are_named(loops, tmp_path, capsys, conten
     (data / "loop0.json").write_bytes(content)
     error = training.fails(capsys, data, tmp_path / "run", "mlx", *TEXT)
     assert message in error
+    assert not list(tmp_path.rglob("*.npy"))
 
 
 def test_a_mark_before_a_description_is_none_of_it(tmp_path):
@@ -145,11 +148,20 @@ def test_every_recording_that_cannot_be_read_is_named(loops, tmp_path, capsys):
     assert "loop4.wav" in error
 
 
-def test_a_prompt_that_is_no_text_is_refused_before_the_work(loops, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("half \ud800", "text 'half \\ud800': holds what is no character"),
+        (600 * "long ", "tokens, expected at most 511"),
+    ],
+    ids=["half", "long"],
+)
+def test_a_prompt_that_is_refused_is_so_before_the_work(loops, tmp_path, capsys, monkeypatch, prompt, said):
     monkeypatch.setattr(dataset, "clips", pytest.fail)
-    arguments = (*TEXT, "--sample-duration", 0.3, "--sample-prompt", "half \ud800")
+    arguments = (*TEXT, "--sample-duration", 0.3, "--sample-prompt", prompt)
     error = training.fails(capsys, loops, tmp_path, "mlx", *arguments)
-    assert "--sample-prompt: text 'half \\ud800': holds what is no character" in error
+    assert "--sample-prompt: text '" in error
+    assert said in error
 
 
 def test_a_prompt_for_no_sample_is_refused(loops, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """A run that trains a codec of any kind: from the baselines of the untouched model to the last line it prints."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,8 +92,7 @@ class CodecTraining:
 
     def describe(self) -> list[str]:
         """Lines about what trains, on what recordings, and in which stages."""
-        trainable = self.backend.trainable(self.model).values()
-        trained = sum(value.size if self.backend.name == "mlx" else value.numel() for value in trainable)
+        trained = sum(math.prod(value.shape) for value in self.backend.trainable(self.model).values())
         task, processes = self.task, self.backend.world.size
         held_out = task.held_out or task.train
         return [

@@ -1,12 +1,12 @@
 """Mimi for codec training on either backend: opened or made anew, and written in transformers' layout."""
 
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from backends.base import Backend
+from backends.drawing import Shape, drawn, fan_in
 from backends.layouts import mimi as layouts
 from backends.layouts import mimi_settings
 from backends.layouts.checkpoint import Checkpoint, find, open_checkpoint, read
@@ -43,9 +43,23 @@ def codec(backend: Backend, source: str | None, scale: str | None, seed: int) ->
 
 
 def fresh(settings: Mapping[str, Any], seed: int) -> Checkpoint:
-    """Random weights, the same on every machine and backend: drawn by NumPy, keyed by seed and name."""
-    drawn = {name: _draw(name, shape, settings, seed) for name, shape in layouts.shapes(dict(settings)).items()}
-    return read(layouts.FAMILY, drawn, dict(settings), "random weights")
+    """Random weights, the same on every machine and backend.
+
+    Filters keep the size of what they see, LayerScale is as configured, norms are ones, biases zeros.
+    """
+
+    def start(name: str, shape: Shape, draw: np.random.Generator) -> np.ndarray:
+        if name.endswith("layer_scale.scale"):
+            return np.full(shape, settings["layer_scale"])
+        if name.endswith(("norm.weight", "cluster_usage")):
+            return np.ones(shape)
+        if name.endswith("bias"):
+            return np.zeros(shape)
+        transposed = len(shape) == 3 and shape[1] % 2 == 0 and name.startswith(("decoder", "upsample"))
+        inputs = 2 * shape[2] if transposed else fan_in(shape)  # a transposed kernel of 2 strides overlaps twice
+        return (1.0 if "embed_sum" in name else inputs**-0.5) * draw.standard_normal(shape)
+
+    return read(layouts.FAMILY, drawn(layouts.shapes(dict(settings)), start, seed), dict(settings), "random weights")
 
 
 def _on_mlx(checkpoint: Checkpoint) -> Any:
@@ -58,21 +72,6 @@ def _on_torch(checkpoint: Checkpoint) -> Any:
     from csm_mlx.torch_mimi import Mimi
 
     return Mimi.of_checkpoint(checkpoint)
-
-
-def _draw(name: str, shape: tuple[int, ...], settings: Mapping[str, Any], seed: int) -> np.ndarray:
-    """Filters that keep the size of what they see, LayerScale as configured, norms one, biases zero."""
-    if name.endswith("layer_scale.scale"):
-        return np.full(shape, settings["layer_scale"], np.float32)
-    if name.endswith(("norm.weight", "cluster_usage")):
-        return np.ones(shape, np.float32)
-    if name.endswith("bias"):
-        return np.zeros(shape, np.float32)
-    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    transposed = len(shape) == 3 and shape[1] % 2 == 0 and name.startswith(("decoder", "upsample"))
-    fan_in = 2 * shape[2] if transposed else int(np.prod(shape[1:]))  # a transposed kernel of 2 strides overlaps twice
-    scale = 1.0 if "embed_sum" in name else fan_in**-0.5
-    return (scale * rng.standard_normal(shape)).astype(np.float32)
 
 
 def _wrong(found: Mapping[str, Any]) -> dict[str, object]:

@@ -1,12 +1,12 @@
-"""`csm_tiny` and its codec with fixed random weights, the same on every machine: drawn by NumPy, keyed by name."""
+"""`csm_tiny` and its codec with fixed random weights, the same on every machine."""
 
-import zlib
 from typing import TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from backends.drawing import Shape, drawn, fan_in
 from backends.mlx_backend.parameters import load, parameters
 from csm_mlx.config import MimiConfig, csm_tiny
 from csm_mlx.mimi import Mimi
@@ -29,19 +29,17 @@ def codec(config: MimiConfig) -> Mimi:
 
 
 def _filled(module: M) -> M:
-    drawn = {name: mx.array(_draw(name, value)) for name, value in parameters(module).items()}
-    load(module, drawn)
+    """Norms, usages and layer scales as they are made, biases zero, other weights normal with variance 1 / fan-in."""
+    made = parameters(module)
+    shapes = {name: value.shape for name, value in made.items() if value.ndim > 1 and "cluster_usage" not in name}
+    load(module, {**made, **{name: mx.array(value) for name, value in drawn(shapes, _start).items()}})
     mx.eval(module.parameters())
     return module
 
 
-def _draw(name: str, like: mx.array) -> np.ndarray:
-    """Norms, usages and layer scales as they are made, biases zero, other weights normal with variance 1 / fan-in."""
-    if like.ndim == 1 or name.endswith("cluster_usage"):
-        return np.array(like)
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    fan_in = like.shape[1] if name == "audio_head" else int(np.prod(like.shape[1:]))
-    scale = 1.0 if "embed" in name else fan_in**-0.5
+def _start(name: str, shape: Shape, draw: np.random.Generator) -> np.ndarray:
+    inputs = shape[1] if name == "audio_head" else fan_in(shape)
+    scale = 1.0 if "embed" in name else inputs**-0.5
     if name == "decoder.layers.14.weight":
         scale /= 500  # brings the codec's output, which random weights make loud, to a moderate level
-    return (scale * rng.standard_normal(like.shape)).astype(np.float32)
+    return scale * draw.standard_normal(shape)

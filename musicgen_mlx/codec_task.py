@@ -1,6 +1,5 @@
 """EnCodec for codec training on either backend: opened or made anew, and written in transformers' layout."""
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -8,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from backends.base import Backend
+from backends.drawing import Shape, drawn
 from backends.errors import InputError
 from backends.layouts import encodec as layouts
 from backends.layouts import encodec_settings
 from backends.layouts.checkpoint import Checkpoint, read
-from backends.seeds import rng
 from backends.training.codec_run import Codec
 from backends.training.codec_weights import CodecKind
 from musicgen_mlx import sources
@@ -51,12 +50,26 @@ def codec(backend: Backend, source: str | None, scale: str | None, seed: int) ->
 
 
 def fresh(settings: Mapping[str, Any], seed: int) -> Checkpoint:
-    """Random weights, the same on every machine and backend: drawn by NumPy, keyed by seed and name."""
+    """Random weights, the same on every machine and backend.
+
+    Filters keep the size of what they see, LSTMs are as PyTorch starts them, biases zeros.
+    """
     transposed = {f"{name}.weight_g" for name, _, turned in layouts.convolutions(dict(settings)) if turned}
     shapes = layouts.shapes(dict(settings))
     strides = {name: shapes[name.replace("weight_g", "weight_v")][1] // 2 for name in transposed}
-    drawn = {name: _draw(name, shape, strides.get(name), seed) for name, shape in shapes.items()}
-    return read(layouts.FAMILY, drawn, dict(settings), "random weights")
+
+    def start(name: str, shape: Shape, draw: np.random.Generator) -> np.ndarray:
+        if name.endswith("weight_g"):  # a transposed kernel of two strides, per input channel, meets each output twice
+            return np.full(shape, (strides.get(name, 2) / 2) ** 0.5)
+        if name.endswith("cluster_usage"):
+            return np.ones(shape)
+        if len(shape) == 1:
+            return np.zeros(shape)
+        if ".lstm." in name:
+            return draw.uniform(-1, 1, shape) * shape[1] ** -0.5
+        return draw.standard_normal(shape, np.float32)
+
+    return read(layouts.FAMILY, drawn(shapes, start, seed), dict(settings), "random weights")
 
 
 def _on_mlx(checkpoint: Checkpoint) -> Any:
@@ -69,23 +82,6 @@ def _on_torch(checkpoint: Checkpoint) -> Any:
     from musicgen_mlx.torch_encodec import Encodec
 
     return Encodec.of_checkpoint(checkpoint)
-
-
-def _draw(name: str, shape: tuple[int, ...], stride: int | None, seed: int) -> np.ndarray:
-    """Filters that keep the size of what they see, LSTMs as PyTorch starts them, biases zero.
-
-    A transposed kernel of two strides, whose length is given per input channel, meets each output twice.
-    """
-    if name.endswith("weight_g"):
-        return np.full(shape, 1.0 if stride is None else (stride / 2) ** 0.5, np.float32)
-    if name.endswith("cluster_usage"):
-        return np.ones(shape, np.float32)
-    if len(shape) == 1:
-        return np.zeros(shape, np.float32)
-    values = rng(seed, zlib.crc32(name.encode()))
-    if ".lstm." in name:
-        return (values.uniform(-1, 1, shape) * shape[1] ** -0.5).astype(np.float32)
-    return values.standard_normal(shape, np.float32)
 
 
 def _wrong(found: Mapping[str, Any]) -> dict[str, object]:

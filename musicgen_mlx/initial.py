@@ -1,17 +1,16 @@
-"""Random weights to train from: drawn by NumPy, keyed by name, the same on both backends.
+"""Random weights to train from: the same on both backends.
 
 They are drawn as audiocraft draws them (models/lm.py, modules/transformer.py), except that heads start at a tenth, so
 that a model that knows nothing says so: its loss starts at ln(entries), where audiocraft's is half a nat above.
 """
 
 import re
-import zlib
 from dataclasses import replace
 
 import numpy as np
 
+from backends.drawing import stream
 from backends.layouts import musicgen as layouts
-from backends.seeds import rng
 from musicgen_mlx.config import EncodecConfig, MusicGenConfig, T5Config
 
 CUT = 3.0  # standard deviations
@@ -41,7 +40,7 @@ def draw(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
         return np.zeros(shape, np.float32)
     if len(shape) == 1:
         return np.ones(shape, np.float32)
-    values = rng(seed, zlib.crc32(name.encode()))
+    values = stream(name, seed)
     if name.endswith(UNIFORM):
         return (values.uniform(-1, 1, shape) * shape[1] ** -0.5).astype(np.float32)
     layer = re.match(r"layers\.(\d+)\.", name)

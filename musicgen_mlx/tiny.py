@@ -1,14 +1,11 @@
-"""`musicgen_tiny`, its codec and its text encoder with fixed random weights, the same on every machine.
+"""`musicgen_tiny`, its codec and its text encoder with fixed random weights, the same on every machine."""
 
-Drawn by NumPy, keyed by name.
-"""
-
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from backends.drawing import Shape, drawn, fan_in
 from backends.layouts import encodec, musicgen, t5
 from backends.layouts.checkpoint import Checkpoint, read
 from backends.layouts.families import Family
@@ -26,8 +23,11 @@ def checkpoints(condition: Condition = "cross", channels: int = 1) -> dict[str, 
     """The model and what comes with it, by family."""
     config = musicgen_tiny(condition, channels)
     settings = config.settings()
-    found = {"musicgen": _drawn(musicgen.FAMILY, settings), "encodec": _drawn(encodec.FAMILY, settings["encodec"])}
-    return found if condition == "none" else {**found, "t5": _drawn(t5.FAMILY, settings["t5"])}
+    found = {
+        "musicgen": _checkpoint(musicgen.FAMILY, settings),
+        "encodec": _checkpoint(encodec.FAMILY, settings["encodec"]),
+    }
+    return found if condition == "none" else {**found, "t5": _checkpoint(t5.FAMILY, settings["t5"])}
 
 
 def model(condition: Condition = "cross", channels: int = 1) -> "MusicGen":
@@ -45,7 +45,7 @@ def codec(config: EncodecConfig) -> "Encodec":
     """The codec of `musicgen_tiny` on MLX with its fixed weights, frozen."""
     from musicgen_mlx.companions import codec_from
 
-    return codec_from(_drawn(encodec.FAMILY, config.settings()))
+    return codec_from(_checkpoint(encodec.FAMILY, config.settings()))
 
 
 def text_encoder(config: T5Config) -> "TextEncoder":
@@ -54,23 +54,20 @@ def text_encoder(config: T5Config) -> "TextEncoder":
 
     from musicgen_mlx.companions import text_encoder_from
 
-    return text_encoder_from(_drawn(t5.FAMILY, asdict(config)), TOKENIZER)
+    return text_encoder_from(_checkpoint(t5.FAMILY, asdict(config)), TOKENIZER)
 
 
-def _drawn(family: Family, settings: dict[str, Any]) -> Checkpoint:
-    tensors = {name: _draw(name, shape) for name, shape in family.shapes(settings).items()}
-    return read(family, tensors, settings, "tiny")
+def _checkpoint(family: Family, settings: dict[str, Any]) -> Checkpoint:
+    return read(family, drawn(family.shapes(settings), _start), settings, "tiny")
 
 
-def _draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+def _start(name: str, shape: Shape, draw: np.random.Generator) -> np.ndarray:
     """Norms and usages one, biases zero, other weights normal with variance 1 / fan-in.
 
     Weight norm's g makes each output channel's filter one long.
     """
     if name.endswith(("weight_g", "cluster_usage")) or (len(shape) == 1 and name.endswith("weight")):
-        return np.ones(shape, np.float32)
+        return np.ones(shape)
     if len(shape) == 1:
-        return np.zeros(shape, np.float32)
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    scale = 1.0 if "emb" in name else int(np.prod(shape[1:])) ** -0.5
-    return (scale * rng.standard_normal(shape)).astype(np.float32)
+        return np.zeros(shape)
+    return (1.0 if "emb" in name else fan_in(shape) ** -0.5) * draw.standard_normal(shape)

@@ -1,10 +1,10 @@
-"""`snac_tiny` with fixed random weights, the same on every machine: drawn by NumPy, keyed by name."""
+"""`snac_tiny` with fixed random weights, the same on every machine."""
 
 import re
-import zlib
 
 import numpy as np
 
+from backends.drawing import Shape, drawn, fan_in, with_gains
 from backends.layouts import snac as layouts
 from backends.layouts.checkpoint import Checkpoint, read
 from snac_port.config import SNACConfig, snac_tiny
@@ -19,13 +19,7 @@ def checkpoint(config: SNACConfig | None = None, seed: int = 0) -> Checkpoint:
 
 def draw(config: SNACConfig, seed: int = 0) -> dict[str, np.ndarray]:
     """Tensors of our layout at which the signal neither dies nor explodes, whatever the shape."""
-    shapes = layouts.shapes(config.settings())
-    tensors = {name: _draw(name, shape, seed) for name, shape in shapes.items()}
-    for name in shapes:
-        if name.endswith("weight_g"):
-            v = tensors[name.replace("weight_g", "weight_v")].astype(np.float64)
-            tensors[name] = (_gain(name) * np.sqrt((v**2).sum((1, 2), keepdims=True))).astype(np.float32)
-    return tensors
+    return with_gains(drawn(layouts.shapes(config.settings()), _start, seed), _gain)
 
 
 def _gain(name: str) -> float:
@@ -35,11 +29,9 @@ def _gain(name: str) -> float:
     return 0.3 if re.search(r"block\.layers\.\d+\.block\.layers\.\d+\.block\.layers\.3\.", name) else 0.7
 
 
-def _draw(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+def _start(name: str, shape: Shape, draw: np.random.Generator) -> np.ndarray:
     if name.endswith(("alpha", "norm.weight")):
-        return np.ones(shape, np.float32)
+        return np.ones(shape)
     if name.endswith("bias"):
-        return np.zeros(shape, np.float32)
-    scale = 1.0 if "codebook" in name else int(np.prod(shape[1:])) ** -0.5
-    return (scale * rng.standard_normal(shape)).astype(np.float32)
+        return np.zeros(shape)
+    return (1.0 if "codebook" in name else fan_in(shape) ** -0.5) * draw.standard_normal(shape)

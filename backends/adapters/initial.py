@@ -1,11 +1,9 @@
 """The values an adapter starts from, drawn on the host so that both backends start from the same ones."""
 
-import zlib
-
 import numpy as np
 
 from backends.base import Leaf, LoRASpec
-from backends.seeds import rng
+from backends.drawing import stream
 
 
 def initial(name: str, leaf: Leaf, spec: LoRASpec, seed: int) -> dict[str, np.ndarray]:
@@ -14,7 +12,7 @@ def initial(name: str, leaf: Leaf, spec: LoRASpec, seed: int) -> dict[str, np.nd
     Linear: A uniform in +-1/sqrt(in), B zero. Embedding (in = entries, out = width): A zero, B standard normal.
     Both are PEFT's defaults (peft/tuners/lora/layer.py).
     """
-    draw = rng(seed, zlib.crc32(name.encode()))
+    draw = stream(name, seed)
     if leaf.kind == "embedding":
         entries, width = leaf.shape
         b = draw.standard_normal((width, spec.rank), dtype=np.float32)

@@ -11,7 +11,6 @@ A command gives its family, hooks included, to `against` and trains with what th
 
 import importlib
 import math
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from backends.base import Arrays, Backend, Batch, Hooks, Metrics, OptimSpec, Precision, TrainStep
+from backends.drawing import Shape, drawn, fan_in, with_gains
 from backends.errors import InputError
 from backends.training.codec import Family
 
@@ -195,17 +195,11 @@ def _under(prefix: str, arrays: Arrays) -> Arrays:
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 
-def _drawn(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
-    """PyTorch's usual start, uniform to 1 / sqrt(fan in), by NumPy, keyed by name; gains are the filters' norms."""
-    drawn = {}
-    for name, shape in shapes.items():
-        filters = name.rpartition(".")[0] + ".weight_v"
-        bound = np.prod(shapes[filters][1:]) ** -0.5
-        if not name.endswith("weight_g"):
-            draw = np.random.default_rng([seed, zlib.crc32(name.encode())])
-            drawn[name] = draw.uniform(-bound, bound, shape).astype(np.float32)
-    for name in shapes:
-        if name.endswith("weight_g"):
-            filters = drawn[name.rpartition(".")[0] + ".weight_v"].astype(np.float64)
-            drawn[name] = np.sqrt((filters**2).sum(axis=(1, 2, 3), keepdims=True)).astype(np.float32)
-    return drawn
+def _drawn(shapes: Mapping[str, Shape], seed: int) -> dict[str, np.ndarray]:
+    """PyTorch's usual start, of weights and biases: uniform to 1 / sqrt(fan-in); gains are the filters' norms."""
+
+    def start(name: str, shape: Shape, draw: np.random.Generator) -> np.ndarray:
+        bound = fan_in(shapes[name.rpartition(".")[0] + ".weight_v"]) ** -0.5
+        return draw.uniform(-bound, bound, shape)
+
+    return with_gains(drawn(shapes, start, seed))

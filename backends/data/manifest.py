@@ -75,10 +75,9 @@ def _clip(row: Any, folder: Path) -> Clip:
         raise InputError(f"expected an object with {', '.join(KEYS[:3])}, found {type(row).__name__}")
     for key in row:
         if key not in KEYS:
-            close = get_close_matches(key, KEYS, 1)
-            raise InputError(
-                f"unknown key {key!r}" + (f", did you mean {close[0]!r}?" if close else f"; known: {KEYS}")
-            )
+            close = get_close_matches(key, KEYS, 1, cutoff=0.75)  # "extra" is as like "text" as 0.67
+            known = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(KEYS)}"
+            raise InputError(f"unknown key {key!r}, {known}")
     text, audio_path = row.get("text"), row.get("audio_path")
     if not isinstance(text, str) or not text.strip():
         raise InputError("'text' must be a non-empty string")

@@ -15,6 +15,7 @@ from backends.layouts.rules import Absent, AnyRule, renamed, to_ours, to_theirs
 
 Tensors = Mapping[str, np.ndarray]
 _FLOATS = ("float32", "bfloat16", "float16")
+_EXPORTS = ("best_model", "last_model", "best", "last")  # what training leaves of a model in its run directory
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
 
 
 def layout_of(kind: Family, tensors: Tensors, source: str) -> str:
-    """The layout of these tensors. Raises InputError for another family's, and for quantised ones."""
+    """The layout of these tensors. Raises InputError for another family's, adapters, and quantised ones."""
+    if any(".lora_" in name for name in tensors):
+        raise InputError(f"{source}: is an adapter, not a whole {kind.title}: give that, and this to generate's --lora")
     quantised = [name for name in tensors if name.endswith((".scales", ".absmax", ".qweight"))]
     if quantised:
         raise InputError(f"{source}: these weights are quantised ({quantised[0]}); give the full-precision checkpoint")
@@ -99,7 +102,13 @@ def find(source: str | Path, kind: Family, option: str, keys: Sequence[str] = ()
     if path.is_file():
         return path
     folder = hub.directory(source, lambda files: kind.choose_files(files, f"{option} {source}"), option, keys)
-    return folder / kind.choose_files([file.name for file in folder.iterdir()], f"{option} {source}")[0]
+    try:
+        return folder / kind.choose_files([file.name for file in folder.iterdir()], f"{option} {source}")[0]
+    except InputError as error:
+        export = next((folder / name for name in _EXPORTS if (folder / name).is_dir()), None)
+        if export is None:
+            raise
+        raise InputError(f"{error}; a training run left its model in {export}: give that") from error
 
 
 def open_checkpoint(path: Path, kind: Family) -> Checkpoint:

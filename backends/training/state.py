@@ -10,7 +10,7 @@ from backends.adapters.files import load_trained
 from backends.base import Backend, Hooks, Metrics, TrainStep
 from backends.errors import InputError
 from backends.training import lock
-from backends.training.checkpoints import Checkpoints, damage
+from backends.training.checkpoints import MANIFEST, Checkpoints, damage
 from backends.training.options import TrainOptions
 from backends.training.settings import Settings
 
@@ -99,9 +99,19 @@ def given_checkpoint(options: TrainOptions) -> Path | None:
         )
     if given.is_file():
         return None
+    if not (given / MANIFEST).exists():
+        raise InputError(
+            f"--resume-from {given}: is no checkpoint, {_checkpoint_near(given)}; a run goes on by its own command"
+        )
     if problem := damage(given):
         raise InputError(f"--resume-from {given}: {problem}; give another checkpoint, such as RUN/checkpoints/step_100")
     return given
+
+
+def _checkpoint_near(folder: Path) -> str:
+    """What to give instead of a run's directory, or of its checkpoints."""
+    found = [path for inner in (folder, folder / "checkpoints") for path in Checkpoints(inner).all()]
+    return f"give {found[-1]}" if found else "expected one such as RUN/checkpoints/step_100"
 
 
 def frozen_identity(backend: Backend, model: Any) -> str:

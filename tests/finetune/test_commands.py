@@ -151,7 +151,7 @@ BAD_FLAGS = {
     "--model nowhere/else/there": "--model nowhere/else/there: no such directory",
     "--pretrained-path none.safetensors": "none.safetensors",
     "--resume-from none": "--resume-from none: no such",
-    "--resume-from .": "give another checkpoint, such as RUN/checkpoints/step_100",
+    "--resume-from .": "--resume-from .: is no checkpoint, expected one such as RUN/checkpoints/step_100",
     "--max-samples 0": "--max-samples 0: expected at least 1",
     "--max-samples -3": "--max-samples -3: expected at least 1",
     "--max-audio-length-ms -5": "--max-audio-length-ms -5.0: expected a positive number",
@@ -191,6 +191,10 @@ BAD_DATA = {
     "object": ("{}", "expected a non-empty JSON list"),
     "no text": (json.dumps(_row(text=" ")), "row 1: 'text' must be a non-empty string"),
     "unknown key": (json.dumps(_row(speakerid=1)), "row 1: unknown key 'speakerid', did you mean 'speaker_id'"),
+    "no such key": (
+        json.dumps(_row(extra=1)),
+        "row 1: unknown key 'extra', known: text, audio_path, speaker_id, speaker",
+    ),
     "speaker": (json.dumps(_row(speaker_id="a")), "row 1: 'speaker_id' must be a whole number"),
     "two speakers": (json.dumps(_row(speaker=3)), "give one of them"),
     "empty conversation": ("[[]]", "row 1: an empty conversation"),
@@ -258,6 +262,16 @@ def test_all_bad_recordings_are_named_before_any_is_encoded(lora, capsys, tmp_pa
     assert error.startswith(f"error: {tmp_path / 'b.wav'}: not readable as audio")
     assert error.endswith(f"; 3 files are bad, also {tmp_path / 'c.wav'}, {tmp_path / 'd.wav'}")
     assert not encoded
+
+
+def test_recordings_that_are_trained_on_are_not_validated_on(lora, dataset, capsys, tmp_path):
+    rows = json.loads(dataset.read_text(encoding="utf-8"))
+    held_out = tmp_path / "val.json"
+    held_out.write_text(json.dumps(rows[:1]), encoding="utf-8")
+    with pytest.raises(SystemExit):
+        lora("--val-path", held_out)
+    name = Path(rows[0]["audio_path"]).name
+    assert f"--val-path {held_out}: {name} is one of the recordings in --data-path" in capsys.readouterr().err
 
 
 def test_stereo_and_other_rates_are_taken(tmp_path):

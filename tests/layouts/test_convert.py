@@ -155,6 +155,9 @@ def test_names_of_layouts_and_sources(tmp_path, ours, capsys):
     (tmp_path / "empty").mkdir()
     line = refused(capsys, tmp_path / "empty", tmp_path / "out", "--to", "csm-mlx")
     assert f"SRC {tmp_path / 'empty'}: holds none of transformers.safetensors.index.json" in line
+    (tmp_path / "empty" / "last_model").mkdir()
+    line = refused(capsys, tmp_path / "empty", tmp_path / "out", "--to", "csm-mlx")
+    assert line.endswith(f"a training run left its model in {tmp_path / 'empty' / 'last_model'}: give that")
     line = refused(capsys, ours[0] / "codec.safetensors", tmp_path / "out", "--to", "csm-mlx")
     assert "these are not CSM's tensors" in line
     line = refused(capsys, ours[0], tmp_path / "a.pt", "--to", "csm-mlx")

@@ -378,6 +378,9 @@ def test_continues_from_a_checkpoint_of_another_run(side, tmp_path):
     assert [step for step, _ in logged(tmp_path / "c", "val_loss")] == [12]
     train(side, tmp_path / "c", epochs=4, resume_from=given)  # the same command goes on from its own checkpoints
     assert saved(tmp_path / "c") == [12, 16]
+    for folder in (given.parent, given.parents[1]):
+        with pytest.raises(InputError, match=f"--resume-from {folder}: is no checkpoint, give .*step_"):
+            train(side, tmp_path / "d", resume_from=folder)
     with pytest.raises(InputError, match="--resume-from .*nowhere: no such checkpoint"):
         train(side, tmp_path / "d", resume_from=tmp_path / "nowhere")
     (given / "weights.safetensors").write_bytes(b"damaged")

@@ -122,7 +122,7 @@ def test_the_seed_s_way_of_loading_and_merging(lora):
 def test_the_file_says_what_it_is_and_other_settings_are_refused(lora):
     run = lora("--lora-rank", 4, "--lora-alpha", 8)
     path = run / "lora_ckpt_epoch_1.safetensors"
-    with pytest.raises(InputError, match=f"{path}: is an adapter, not a whole model: .* to generate's --lora"):
+    with pytest.raises(InputError, match=f"{path}: is an adapter, not a whole CSM: .* to generate's --lora"):
         CSM.from_pretrained("tiny", weights=path)
     info = read_info(path)
     assert (info.spec.rank, info.spec.alpha, info.base, len(info.targets)) == (4, 8.0, "tiny", 26)

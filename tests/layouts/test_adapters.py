@@ -170,7 +170,7 @@ def test_what_is_no_adapter_is_refused(tmp_path, upstream, capsys):
     assert "holds no adapter_config.json" in line
     file = saved(adapted(upstream, **KINDS["lora"]), tmp_path / "lora.safetensors")
     line = refused(capsys, file, tmp_path / "out", "--to", "transformers")
-    assert "these are not CSM's tensors" in line
+    assert "is an adapter, not a whole CSM" in line
     line = refused(capsys, file, tmp_path / "out.safetensors", "--to", "peft")
     assert "--to peft writes a directory" in line
     line = refused(capsys, tmp_path, tmp_path / "out", "--to", "csm-mlx-lora")

@@ -22,7 +22,7 @@ import mlx.nn as nn
 import numpy as np
 
 from backends.base import Batch, Hooks, Sample, World
-from backends.data.batching import epoch_batches, in_order, pad_length, pad_stack
+from backends.data.batching import epoch_updates, in_order, pad_length, pad_stack
 from backends.seeds import rng
 from csm_mlx.model import CSM
 
@@ -82,13 +82,11 @@ class CSMTask:
         return {"codebook0": self.plan.first_codebook_weight, "depth": 1.0}
 
     def updates(self, epoch: int) -> int:
-        return math.ceil(len(self._cuts(epoch)) / self._per_update)
+        return len(self._updates(epoch))
 
     def batches(self, epoch: int, start: int) -> Iterator[list[Batch]]:
-        cuts = self._cuts(epoch)
-        for update in range(start, self.updates(epoch)):
-            group = cuts[update * self._per_update : (update + 1) * self._per_update]
-            examples = [[self.train[index] for index in cut] for cut in group]
+        for update, cuts in enumerate(self._updates(epoch)[start:], start):
+            examples = [[self.train[index] for index in cut] for cut in cuts]
             drawn = draw_depth_frames(examples, self.plan.depth_fraction, rng(self.plan.seed, epoch, update, DEPTH))
             pairs = list(zip(examples, drawn, strict=True))[self.world.rank :: self.world.size]
             yield [collate(batch, frames) for batch, frames in pairs]
@@ -116,13 +114,10 @@ class CSMTask:
     def export(self, model: CSM, directory: Path, label: str) -> Path | None:
         return self.exporter(model, directory, label)
 
-    @property
-    def _per_update(self) -> int:
-        return self.plan.accumulation * self.world.size
-
-    def _cuts(self, epoch: int) -> list[list[int]]:
+    def _updates(self, epoch: int) -> list[list[list[int]]]:
         lengths = [len(example) for example in self.train]
-        return epoch_batches(lengths, self.plan.batch_size, seed=self.plan.seed, epoch=epoch)
+        batches = self.plan.accumulation * self.world.size
+        return epoch_updates(lengths, self.plan.batch_size, batches, seed=self.plan.seed, epoch=epoch)
 
 
 def draw_depth_frames(

@@ -11,7 +11,6 @@ batch together.
 """
 
 import importlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from backends.base import Batch, Hooks, Sample, World
-from backends.data.batching import epoch_batches, in_order, pad_length, pad_stack
+from backends.data.batching import epoch_updates, in_order, pad_length, pad_stack
 from backends.seeds import rng
 from musicgen_mlx import pattern
 from musicgen_mlx.config import MusicGenConfig
@@ -75,13 +74,11 @@ class MusicGenTask:
         return {f"codebook{k}": 1 / K for k in range(K)}
 
     def updates(self, epoch: int) -> int:
-        return math.ceil(len(self._cuts(epoch)) / self._per_update)
+        return len(self._updates(epoch))
 
     def batches(self, epoch: int, start: int) -> Iterator[list[Batch]]:
-        cuts = self._cuts(epoch)
-        for update in range(start, self.updates(epoch)):
-            group = cuts[update * self._per_update : (update + 1) * self._per_update]
-            mine = group[self.world.rank :: self.world.size]
+        for cuts in self._updates(epoch)[start:]:
+            mine = cuts[self.world.rank :: self.world.size]
             yield [self._collate([self._segment(visit, epoch) for visit in cut]) for cut in mine]
 
     def terms(self, model: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -113,13 +110,10 @@ class MusicGenTask:
     def export(self, model: Any, directory: Path, label: str) -> Path | None:
         return self.exporter(model, directory, label)
 
-    @property
-    def _per_update(self) -> int:
-        return self.plan.accumulation * self.world.size
-
-    def _cuts(self, epoch: int) -> list[list[int]]:
+    def _updates(self, epoch: int) -> list[list[list[int]]]:
         lengths = [min(len(clip), self.plan.segment_frames) for clip in self.train] * self.plan.visits
-        return epoch_batches(lengths, self.plan.batch_size, seed=self.plan.seed, epoch=epoch)
+        batches = self.plan.accumulation * self.world.size
+        return epoch_updates(lengths, self.plan.batch_size, batches, seed=self.plan.seed, epoch=epoch)
 
     def _segment(self, visit: int, epoch: int) -> Segment:
         """The segment of a visit: its number counts through the clips, once for each of the plan's visits."""

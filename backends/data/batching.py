@@ -25,6 +25,14 @@ def epoch_batches(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: 
     return batches
 
 
+def epoch_updates(
+    lengths: Sequence[int], batch_size: int, batches: int, *, seed: int, epoch: int
+) -> list[list[list[int]]]:
+    """The batches of `epoch_batches` by update: so many each, those of all ranks; the last update may have fewer."""
+    cut = epoch_batches(lengths, batch_size, seed=seed, epoch=epoch)
+    return [cut[i : i + batches] for i in range(0, len(cut), batches)]
+
+
 def in_order(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Batches by length without shuffling, for validation."""
     order = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from backends.atomic import write_atomically, write_text
-from backends.data.batching import epoch_batches, in_order, pad_length, pad_stack
+from backends.data.batching import epoch_batches, epoch_updates, in_order, pad_length, pad_stack
 from backends.data.codes import ENCODING, CodeCache, default_cache
 from backends.data.prefetch import prefetch
 from backends.data.segments import each
@@ -33,6 +33,7 @@ def test_order_is_a_function_of_seed_and_epoch():
     assert first != epoch_batches(LENGTHS, 8, seed=1, epoch=2)
     assert first != epoch_batches(LENGTHS, 8, seed=2, epoch=1)
     assert epoch_batches([5, 3, 9, 4, 7], 2, seed=0, epoch=1) == [[0, 4], [2], [1, 3]]
+    assert epoch_updates([5, 3, 9, 4, 7], 2, 2, seed=0, epoch=1) == [[[0, 4], [2]], [[1, 3]]]
 
 
 def filled(batches):

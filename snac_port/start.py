@@ -11,11 +11,10 @@ import numpy as np
 
 from backends.data.segments import Source
 from backends.seeds import mix
+from backends.training.codebooks import kmeans_crops
 from backends.training.kmeans import kmeans_start, nearest
 
-VECTORS_PER_ENTRY = 16  # that k-means wants of the coarsest level
 CROP_S = 4.0
-STREAM = 2  # of random numbers; 0 and 1 are `backends.training.codec`'s
 
 
 def start_codebook(channels: np.ndarray, entries: int, seed: int) -> np.ndarray:
@@ -36,11 +35,10 @@ def start_codebook(channels: np.ndarray, entries: int, seed: int) -> np.ndarray:
 
 def starter(source: Source, entries: int, after: int, seed: int) -> Callable[[Any, int], None]:
     """An `after_step` hook that starts the model's codebooks when update number `after` is done."""
-    crop = max(1, round(CROP_S * source.rate_hz / source.unit_samples))
+    units = max(1, round(CROP_S * source.rate_hz / source.unit_samples))  # of the coarsest level
 
     def after_step(model: Any, step: int) -> None:
         if step == after:
-            crops = source.excerpts(VECTORS_PER_ENTRY * entries, crop, mix(seed, 904), STREAM)
-            model.start_codebooks((audio[None].astype(np.float32) for audio in crops), seed)
+            model.start_codebooks(kmeans_crops(source, entries, units, mix(seed, 904)), seed)
 
     return after_step

@@ -1,6 +1,6 @@
 """The terms and codebooks of codecs with a residual quantiser (`backends.training.rvq_codec`), on MLX."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -54,7 +54,7 @@ def codes(model: Any, audio: np.ndarray, frame_samples: int) -> np.ndarray:
     return np.array(model.encode(mx.array(padded)[None])[0])
 
 
-def start_codebooks(model: Any, audio: Sequence[np.ndarray], seed: int) -> None:
+def start_codebooks(model: Any, audio: Iterable[np.ndarray], seed: int) -> None:
     """Start all codebooks by k-means on the latents of pieces of audio (1, samples) of whole frames."""
     found = [model.quantised(model.latents(mx.array(piece))) for piece in audio]
     for index, (name, quantizer) in enumerate(rvq.quantizers(model).items()):

@@ -1,6 +1,6 @@
 """The terms and codebooks of codecs with a residual quantiser (`backends.training.rvq_codec`), on PyTorch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,7 @@ def codes(model: Any, audio: np.ndarray, frame_samples: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def start_codebooks(model: Any, audio: Sequence[np.ndarray], seed: int) -> None:
+def start_codebooks(model: Any, audio: Iterable[np.ndarray], seed: int) -> None:
     """Start all codebooks by k-means on the latents of pieces of audio (1, samples) of whole frames."""
     found = [model.quantised(model.latents(torch.from_numpy(piece).to(_device(model)))) for piece in audio]
     for index, (name, quantizer) in enumerate(rvq.quantizers(model).items()):

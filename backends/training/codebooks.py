@@ -3,12 +3,16 @@
 A segment's draws depend on its own key only, so that micro-batches and ranks may divide an update as they like.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from backends.base import Batch
+from backends.data.segments import Source
 from backends.seeds import rng
+
+VECTORS_PER_ENTRY = 16  # that k-means wants
+KMEANS_STREAM = 2  # the random stream of the crops that it sees; 0 and 1 are `backends.training.codec`'s
 
 
 def quantizer_draws(
@@ -52,3 +56,9 @@ def _of_segment(
         row["offered"] = draw.integers(0, frames, slots).astype(np.int32)
         row["priority"] = draw.random(slots, dtype=np.float32)
     return row  # type: ignore[return-value]
+
+
+def kmeans_crops(source: Source, entries: int, units: int, seed: int) -> Iterator[np.ndarray]:
+    """Audio (1, samples), float32, of at most so many units each: vectors enough to start so many entries from."""
+    for audio in source.excerpts(VECTORS_PER_ENTRY * entries, units, seed, KMEANS_STREAM):
+        yield audio[None].astype(np.float32)

@@ -27,12 +27,10 @@ from backends.data.audio import read
 from backends.data.segments import Source
 from backends.seeds import mix
 from backends.training import usage
-from backends.training.codebooks import quantizer_draws, revival_draw
+from backends.training.codebooks import kmeans_crops, quantizer_draws, revival_draw
 from backends.training.codec_loss import COMMITMENT, CodecLoss
 
-KMEANS_STREAM = 2  # the random stream of the crops that k-means sees; 0 and 1 are `backends.training.codec`'s
-VECTORS_PER_ENTRY = 16  # that k-means wants
-KMEANS_BATCH_S = 20.0  # seconds of audio encoded at once for it
+KMEANS_BATCH_S = 20.0  # seconds of audio encoded at once for k-means
 COUNTED, COUNTED_S = 64, 20.0  # recordings whose codes are counted for the report, and how much of each
 
 
@@ -106,8 +104,7 @@ def codebook_hooks(family: RVQFamily, source: Source, seed: int) -> Hooks:
         if step == plan.start:
             entries = max(quantizer.embed_sum.shape[1] for quantizer in rvq.quantizers(model).values())
             at_once = max(1, int(KMEANS_BATCH_S * family.loss.rate_hz) // family.loss.frame_samples)
-            excerpts = source.excerpts(VECTORS_PER_ENTRY * entries, at_once, seed, KMEANS_STREAM)
-            native.start_codebooks(model, [audio[None].astype(np.float32) for audio in excerpts], seed)
+            native.start_codebooks(model, kmeans_crops(source, entries, at_once, seed), seed)
 
     return Hooks(
         after_step=after_step,

@@ -17,6 +17,7 @@ from backends.data import segments
 from backends.layouts.rules import to_ours
 from backends.layouts.snac import rules
 from backends.seeds import rng
+from backends.training.codebooks import VECTORS_PER_ENTRY
 from snac_port import codes, loss, mlx_terms, quantizer, start, torch_model, torch_terms
 from snac_port.finetune_options import FinetuneOptions
 from snac_port.task import SNACFamily
@@ -197,7 +198,7 @@ def test_codebooks_start_from_one_crop_at_a_time(tmp_path):
     after_step = start.starter(found, NARROW.codebook_size, 5, 0)
     for step in (4, 5, 6):
         after_step(Model(), step)
-    wanted = -(-start.VECTORS_PER_ENTRY * NARROW.codebook_size // length)
+    wanted = -(-VECTORS_PER_ENTRY * NARROW.codebook_size // length)
     assert crops == [(1, length * unit)] * min(3, wanted)
 
 

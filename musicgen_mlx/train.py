@@ -91,7 +91,8 @@ def recordings(options: MusicGenOptions) -> tuple[list[Path], list[Path]]:
     if options.val_data is None:
         return dataset.split(found, options.val_split)
     held_out = _whole(segments.find(options.val_data, "--val-data"))
-    segments.check_apart(found, held_out, options.folders(), "give folders that are apart, or --val-split")
+    remedy = "folders below it count: give folders that are apart, or --val-split"
+    segments.check_held_out(found, held_out, options.folders(), remedy)
     return found, held_out
 
 

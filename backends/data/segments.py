@@ -162,13 +162,13 @@ def check_outside(
             )
 
 
-def check_apart(trained: Sequence[Path], held_out: Sequence[Path], folders: Mapping[str, Path], remedy: str) -> None:
-    """Raise InputError where a recording is trained on and validated on; `folders` are {option: folder} of both."""
-    (train_option, train_folder), (val_option, val_folder) = folders.items()
+def check_held_out(trained: Sequence[Path], held_out: Sequence[Path], named: Mapping[str, Path], remedy: str) -> None:
+    """Raise InputError where a recording is trained on and validated on; `named` is {option: what names them}."""
+    (train_option, train_folder), (val_option, val_folder) = named.items()
     if both := {path.resolve() for path in trained} & {path.resolve() for path in held_out}:
         raise InputError(
             f"{val_option} {val_folder}: {min(both).name} is one of the recordings in {train_option} {train_folder} "
-            f"too, and folders below it count: {remedy}"
+            f"too: {remedy}"
         )
 
 

@@ -143,7 +143,7 @@ class CodecRunOptions:
         folders = self.folders()
         segments.check_outside(self.training().output_dir, folders)
         trained, held_out = (segments.find(folder, option) for option, folder in folders.items())
-        segments.check_apart(trained, held_out, folders, "give folders that are apart")
+        segments.check_held_out(trained, held_out, folders, "folders below it count: give folders that are apart")
         return trained, held_out
 
     def adversary(self) -> AdversaryPlan | None:

@@ -11,6 +11,7 @@ from backends import get
 from backends.base import Sample
 from backends.data import audio
 from backends.data.manifest import Clip, Conversation, read_manifest
+from backends.data.segments import check_held_out
 from backends.errors import InputError
 from backends.seeds import rng
 from backends.training.loop import Result, train
@@ -79,7 +80,11 @@ def _plan(options: CSMOptions, model: CSM) -> Plan:
 
 def _split(conversations: list[Conversation], options: CSMOptions) -> tuple[list[Conversation], list[Conversation]]:
     if options.val_path is not None:
-        return conversations, read_manifest(options.val_path)
+        held_out = read_manifest(options.val_path)
+        trained, validated = ([clip.audio_path for row in rows for clip in row] for rows in (conversations, held_out))
+        named = {"--data-path": options.data_path, "--val-path": options.val_path}
+        check_held_out(trained, validated, named, "give other recordings, or --val-split")
+        return conversations, held_out
     if not options.val_split:
         return conversations, []
     count = round(options.val_split * len(conversations))

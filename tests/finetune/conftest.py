@@ -1,6 +1,7 @@
 """A small dataset of real recordings and short runs on the tiny model."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,20 @@ WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory) -> Path:
     """Eight clips, two speaker ids."""
+    return _manifest(tmp_path_factory.mktemp("data") / "dataset.json", range(8))
+
+
+@pytest.fixture(scope="session")
+def held_out(tmp_path_factory) -> Path:
+    """Two others."""
+    return _manifest(tmp_path_factory.mktemp("data") / "val.json", (8, 9))
+
+
+def _manifest(path: Path, digits: Iterable[int]) -> Path:
     rows = [
         {"text": WORDS[digit], "audio_path": str(RECORDINGS / f"{digit}_george_5.wav"), "speaker_id": digit % 2}
-        for digit in range(8)
+        for digit in digits
     ]
-    path = tmp_path_factory.mktemp("data") / "dataset.json"
     path.write_text(json.dumps(rows), encoding="utf-8")
     return path
 

@@ -24,6 +24,7 @@ from csm_mlx.finetune.options import FullOptions, LoRAOptions
 from csm_mlx.generate import GenerateOptions
 
 ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "examples" / "fsdd_george" / "train"
 
 SEED = {
     "recommended": "--data-path dataset.json --output-dir ./lora_finetune_output --batch-size 4 --epochs 5"
@@ -181,8 +182,7 @@ def test_bad_flags_end_with_one_line_and_code_2(lora, capsys, extra):
 
 
 def _row(**changes) -> list[dict]:
-    path = ROOT / "examples" / "fsdd_george" / "train" / "1_george_5.wav"
-    return [{"text": "one", "audio_path": str(path), "speaker_id": 0, **changes}]
+    return [{"text": "one", "audio_path": str(DEMO / "1_george_5.wav"), "speaker_id": 0, **changes}]
 
 
 BAD_DATA = {
@@ -287,7 +287,7 @@ def test_stereo_and_other_rates_are_taken(tmp_path):
 
 def test_a_validation_set_that_becomes_empty_is_named(lora, capsys, tmp_path):
     held_out = tmp_path / "val.json"
-    held_out.write_text(json.dumps(_row(speaker_id=1)), encoding="utf-8")
+    held_out.write_text(json.dumps(_row(speaker_id=1, audio_path=str(DEMO / "9_george_5.wav"))), encoding="utf-8")
     with pytest.raises(SystemExit) as stop:
         lora("--val-path", held_out, "--mask-speakers", 1)
     assert stop.value.code == 2
@@ -482,7 +482,7 @@ def test_validation_split_and_patience(lora, capsys):
 def test_generate_command(lora, tmp_path, capsys):
     run = lora()
     output = tmp_path / "deep" / "out.wav"
-    recording = ROOT / "examples" / "fsdd_george" / "train" / "1_george_5.wav"
+    recording = DEMO / "1_george_5.wav"
     command = [sys.executable, "-m", "csm_mlx.generate", "--model", "tiny", "--text", "two", "--speaker", "0", "--output",
                str(output), "--lora", str(run / "lora_ckpt_epoch_1.safetensors"), "--context-audio", str(recording),
                "--context-text", "one", "--max-audio-length-ms", "800", "--seed", "1"]  # fmt: skip

@@ -134,10 +134,10 @@ def test_the_file_says_what_it_is_and_other_settings_are_refused(lora):
         load_lora_weights(model, path)
 
 
-def test_reloading_gives_the_same_validation_loss(lora, dataset):
-    run = lora("--val-path", dataset)
+def test_reloading_gives_the_same_validation_loss(lora, held_out):
+    run = lora("--val-path", held_out)
     value = next(row["val_loss"] for row in read(run / "metrics.csv") if "val_loss" in row)
-    again = lora("--val-path", dataset, "--resume-from", run / "lora_ckpt_epoch_1.safetensors",
+    again = lora("--val-path", held_out, "--resume-from", run / "lora_ckpt_epoch_1.safetensors",
                  "--learning-rate", 1e-30, output=run.parent / "again")  # fmt: skip
     repeated = next(row["val_loss"] for row in read(again / "metrics.csv") if "val_loss" in row)
     assert repeated == pytest.approx(value, abs=1e-6)

@@ -163,7 +163,7 @@ def frames(engine: Engine, request: Request) -> Iterator[np.ndarray]:
         done = np.concatenate([context, *parts], axis=2)
 
 
-def read_prompt(path: Path, config: MusicGenConfig) -> np.ndarray:
+def read_prompt(path: Path | str, config: MusicGenConfig) -> np.ndarray:
     """A recording for `continue_from`: (samples,), or (samples, 2) of a stereo model, at the codec's rate."""
     rate = config.encodec.sample_rate_hz
     mono = audio_files.read(path, rate)  # also checks the file

@@ -142,6 +142,10 @@ def _fill(folder: Path, source: Checkpoint, along: Mapping[str, Checkpoint], pat
         if (path.parent / name).is_file():
             shutil.copyfile(path.parent / name, folder / name)
             sync(folder / name)
+    found = [file.name for file in folder.iterdir()]
+    for name, content in source.family.added(source.settings, layout, found).items():
+        if name not in found:
+            write_text(folder / name, json.dumps(content, indent=1))
 
 
 def _config(source: Checkpoint, path: Path, layout: str) -> dict:

@@ -3,7 +3,7 @@
 A family is a module of this folder with a `FAMILY`, listed in `FAMILIES`."""
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,7 @@ class Family:
     companions      the models that come along
     embeds          layout, settings -> whether the layout holds them inside
     beside          files that go with the weights unchanged
+    added           settings, layout, files beside the written weights -> JSON files that the layout's readers also need
     adaptable       how its adapters are converted, if they are
     detect          tensor names -> layout, None if none of this family's
     own             a file's tensors -> {name that the rules know: name in the file} of this family's
@@ -73,6 +74,7 @@ class Family:
     companions: tuple[Companion, ...] = ()
     embeds: Callable[[str, Settings], bool] = lambda _layout, _settings: False
     beside: tuple[str, ...] = ()
+    added: Callable[[Settings, str, Collection[str]], Mapping[str, Any]] = lambda _settings, _layout, _files: {}
     adaptable: Adaptable | None = None
 
 

@@ -178,5 +178,6 @@ FAMILY = Family(
     companions=(CODEC, TEXT_ENCODER),
     embeds=lambda layout, settings: layout == "musicgen" and settings["condition"] != "none",
     beside=BESIDE,
+    added=musicgen_settings.processors,
     adaptable=Adaptable(layout="musicgen", embeddings=tuple(f"emb.{k}" for k in range(8)), tied={}),
 )

@@ -1,6 +1,6 @@
 """MusicGen's settings: a plain dictionary, into which transformers' config.json and audiocraft's xp.cfg are read."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from backends.errors import InputError
@@ -142,6 +142,27 @@ def write(settings: Mapping[str, Any], layout: str) -> dict[str, Any]:
         "text_encoder": t5_settings.to_transformers(settings["t5"]),
         **(chroma if kind == "musicgen_melody" else {}),
     }
+
+
+def processors(settings: Mapping[str, Any], layout: str, files: Collection[str]) -> dict[str, Any]:
+    """What transformers' AutoTokenizer and AutoProcessor need besides tokenizer.json, by file name.
+
+    Without the first, the tokenizer would be taken for a unigram one, as published T5s have it. Those of melody models
+    need more than the second.
+    """
+    if layout != "musicgen" or settings["condition"] == "none" or "tokenizer.json" not in files:
+        return {}
+    special = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    found = {"tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", **special}}
+    if settings["condition"] == "cross":
+        found["preprocessor_config.json"] = {
+            "feature_extractor_type": "EncodecFeatureExtractor",
+            "processor_class": "MusicgenProcessor",
+            "feature_size": settings["channels"],
+            "sampling_rate": settings["encodec"]["sample_rate_hz"],
+            "padding_side": "left",
+        }
+    return found
 
 
 def checked(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,13 @@ import musicgen_published as published
 import numpy as np
 import pytest
 import torch
-from transformers import EncodecModel, MusicgenForConditionalGeneration, MusicgenMelodyForCausalLM, T5EncoderModel
+from transformers import (
+    AutoProcessor,
+    EncodecModel,
+    MusicgenForConditionalGeneration,
+    MusicgenMelodyForCausalLM,
+    T5EncoderModel,
+)
 from transformers import MusicgenMelodyForConditionalGeneration as Melody
 from weights import assert_same, converted, in_bfloat16, load, refused, save
 
@@ -25,6 +31,7 @@ from musicgen_mlx import condition as conditions
 from musicgen_mlx.companions import codec_of, load_codec, load_text_encoder, text_encoder_of
 from musicgen_mlx.generation import generate_codes
 from musicgen_mlx.load import save_pretrained
+from musicgen_mlx.text import TextTokenizer
 from musicgen_mlx.tiny import TOKENIZER, model
 
 WIDE = {"d_model": 768}  # as xp.cfg's t5-base
@@ -229,6 +236,23 @@ def test_transformers_loads_what_is_written(tmp_path, upstream):
         source = ours if layout == "musicgen" else folder
         _, info = loader.from_pretrained(converted(source, tmp_path / layout, layout).parent, output_loading_info=True)
         assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_processor_of_transformers_goes_along(tmp_path, channels):
+    save_pretrained(model("cross", channels), tmp_path / "ours")
+    at = converted(tmp_path / "ours", tmp_path / "hf", "musicgen").parent
+    processor, texts = AutoProcessor.from_pretrained(at), ["lo-fi drums", "a"]
+    given = processor(
+        text=texts, audio=np.zeros(320 if channels == 1 else (2, 320)), sampling_rate=32_000, padding=True
+    )
+    ids, mask = TextTokenizer(TOKENIZER, 10**9).encode(texts)
+    np.testing.assert_array_equal(given["input_ids"], ids)
+    np.testing.assert_array_equal(given["attention_mask"], mask)
+    assert np.shape(given["input_values"])[:2] == (1, channels)
+    (at / "tokenizer_config.json").write_text('{"mine": 1}')
+    again = converted(at, tmp_path / "again", "musicgen").parent
+    assert (again / "tokenizer_config.json").read_text() == '{"mine": 1}'
 
 
 def test_a_micro_model_in_transformers_generates_the_same_codes(tmp_path):

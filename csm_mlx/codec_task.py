@@ -5,41 +5,19 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import Backend
 from backends.drawing import Shape, drawn, fan_in
 from backends.layouts import mimi as layouts
 from backends.layouts import mimi_settings
 from backends.layouts.checkpoint import Checkpoint, find, open_checkpoint, read
-from backends.training.codec_run import Codec
 from backends.training.codec_weights import CodecKind
 from csm_mlx.config import csm_tiny, mimi_of_settings
 
 DECODER = ("upsample.", "decoder_transformer.", "decoder.")
 
 
-def codec(backend: Backend, source: str | None, scale: str | None, seed: int) -> Codec:
-    """Mimi from `source` (a weights file, directory or Hub id), or with random weights at a `scale`.
-
-    A scale is "tiny" or a JSON file with the configuration, transformers' or ours. Raises InputError.
-    """
-    if source is not None:
-        checkpoint = open_checkpoint(find(source, layouts.FAMILY, "--codec"), layouts.FAMILY)
-    else:
-        checkpoint = fresh(KIND.settings(str(scale)), seed)
-    config = mimi_of_settings(checkpoint.settings)
-    model = KIND.native(backend, checkpoint)
-    return Codec(
-        name="Mimi",
-        model=model,
-        from_scratch=source is None,
-        rate_hz=config.sample_rate_hz,
-        frame_samples=config.frame_samples,
-        codebooks=config.codebooks,
-        entries=config.entries,
-        code_width=config.code_width,
-        decodes=lambda name: name.startswith(DECODER),
-        write=KIND.writer(backend, model, checkpoint.settings),
-    )
+def opened(source: str) -> Checkpoint:
+    """Mimi's weights of a weights file, directory or Hub id. Raises InputError."""
+    return open_checkpoint(find(source, layouts.FAMILY, "--codec"), layouts.FAMILY)
 
 
 def fresh(settings: Mapping[str, Any], seed: int) -> Checkpoint:
@@ -88,6 +66,10 @@ KIND = CodecKind(
     scales={"tiny": csm_tiny().mimi.settings()},
     checked=mimi_settings.checked,
     wrong=_wrong,
+    sizes=mimi_of_settings,
+    decoder=DECODER,
+    opened=opened,
+    fresh=fresh,
     mlx=_on_mlx,
     torch=_on_torch,
 )

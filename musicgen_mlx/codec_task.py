@@ -6,13 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import Backend
 from backends.drawing import Shape, drawn
 from backends.errors import InputError
 from backends.layouts import encodec as layouts
 from backends.layouts import encodec_settings
 from backends.layouts.checkpoint import Checkpoint, read
-from backends.training.codec_run import Codec
 from backends.training.codec_weights import CodecKind
 from musicgen_mlx import sources
 from musicgen_mlx.config import EncodecConfig, encodec_of_settings, musicgen_tiny
@@ -25,28 +23,12 @@ SCALES = {  # parameters: 0.2 M, 4 M, 58 M
 }
 
 
-def codec(backend: Backend, source: str | None, scale: str | None, seed: int) -> Codec:
-    """EnCodec from `source` (a weights file, directory or Hub id), or with random weights at a `scale`.
-
-    A scale is one of SCALES or a JSON file with the configuration, transformers' or ours. Raises InputError.
-    """
-    checkpoint = sources.codec(source) if source is not None else fresh(KIND.settings(str(scale)), seed)
-    config = encodec_of_settings(checkpoint.settings)
-    if config.channels != 1:
+def opened(source: str) -> Checkpoint:
+    """EnCodec's weights of a weights file, directory or Hub id. Raises InputError, also where it is stereo."""
+    checkpoint = sources.codec(source)
+    if encodec_of_settings(checkpoint.settings).channels != 1:
         raise InputError(f"--codec {source}: a stereo codec; only codecs of one channel are trained")
-    model = KIND.native(backend, checkpoint)
-    return Codec(
-        name="EnCodec",
-        model=model,
-        from_scratch=source is None,
-        rate_hz=config.sample_rate_hz,
-        frame_samples=config.frame_samples,
-        codebooks=config.codebooks,
-        entries=config.entries,
-        code_width=config.width,
-        decodes=lambda name: name.startswith("decoder."),
-        write=KIND.writer(backend, model, checkpoint.settings),
-    )
+    return checkpoint
 
 
 def fresh(settings: Mapping[str, Any], seed: int) -> Checkpoint:
@@ -99,6 +81,10 @@ KIND = CodecKind(
     scales={name: config.settings() for name, config in SCALES.items()},
     checked=encodec_settings.checked,
     wrong=_wrong,
+    sizes=encodec_of_settings,
+    decoder=("decoder.",),
+    opened=opened,
+    fresh=fresh,
     mlx=_on_mlx,
     torch=_on_torch,
 )

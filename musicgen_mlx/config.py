@@ -36,6 +36,11 @@ class EncodecConfig:
         return math.prod(self.ratios)
 
     @property
+    def code_width(self) -> int:
+        """Of what the codebooks quantise: the latents themselves."""
+        return self.width
+
+    @property
     def frame_hz(self) -> float:
         """Frames per second (50)."""
         return self.sample_rate_hz / self.frame_samples

@@ -1,7 +1,6 @@
 """A run that trains a codec with averaged codebooks, as the commands for Mimi and EnCodec start it."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +15,20 @@ from backends.training.codec import Family
 from backends.training.codec_loss import COMMITMENT
 from backends.training.codec_options import CodecOptions
 from backends.training.codec_training import CodecTraining
+from backends.training.codec_weights import Codec, CodecKind
 from backends.training.curriculum import stages
 from backends.training.loop import Result
 from backends.training.rvq_codec import RVQFamily
 from backends.training.state import check_early
 
 
-@dataclass(frozen=True)
-class Codec:
-    """What a command says of its codec."""
-
-    name: str
-    model: Any  # see `backends.training.rvq_codec`
-    from_scratch: bool  # whether its weights are random
-    rate_hz: int
-    frame_samples: int
-    codebooks: int
-    entries: int
-    code_width: int
-    decodes: Callable[[str], bool]  # whether a parameter of this name is the decoder's
-    write: Callable[[Path], Path]  # into this folder; returns the weights file
-
-
-def run(opened: Callable[[Backend, str | None, str | None, int], Codec], options: CodecOptions) -> Result:
-    """Train a codec as the options say, or continue the run in their output_dir.
-
-    `opened` makes it of a backend, --codec, --scale and the seed.
-    """
+def run(kind: CodecKind, options: CodecOptions) -> Result:
+    """Train a codec as the options say, or continue the run in their output_dir."""
     backend = get(options.backend, options.device)
     options.check_precision(backend)
     recordings = options.recordings()
     check_early(backend, options.training(), options.settings())
-    found = opened(backend, options.codec, options.scale, options.seed)
+    found = kind.codec(backend, options.codec, options.scale, options.seed)
     task, family, identity = _task(found, options, backend, recordings)
     codebooks = rvq_codec.buffers(family, found.model)
     backend.train_only(found.model, found.decodes if options.decoder_only else lambda name: name not in codebooks)
@@ -71,7 +52,7 @@ def run(opened: Callable[[Backend, str | None, str | None, int], Codec], options
             hooks = rvq_codec.codebook_hooks(family, task.train, options.seed)
 
         def count(model: Any) -> np.ndarray:
-            return rvq_codec.code_counts(family, model, source, found.entries)
+            return rvq_codec.code_counts(family, model, source, found.sizes.entries)
 
         return training.learner(measured, hooks, count, unquantised=family.quantising.start, silent=(COMMITMENT,))
 
@@ -82,10 +63,11 @@ def _task(
     found: Codec, options: CodecOptions, backend: Backend, recordings: Iterable[Sequence[Path]]
 ) -> tuple[codec.CodecTask, RVQFamily, dict[str, str]]:
     """The task, its family, and what must stay the same for a run to continue."""
-    training, held_out = (segments.source(paths, found.rate_hz, found.frame_samples) for paths in recordings)
-    loss = options.loss(rate_hz=found.rate_hz, frame_samples=found.frame_samples, code_width=found.code_width)
+    rate_hz, frame_samples = found.sizes.sample_rate_hz, found.sizes.frame_samples
+    training, held_out = (segments.source(paths, rate_hz, frame_samples) for paths in recordings)
+    loss = options.loss(rate_hz=rate_hz, frame_samples=frame_samples, code_width=found.sizes.code_width)
     quantising = options.quantising(from_scratch=found.from_scratch)
-    family = RVQFamily(loss, found.codebooks, quantising, backend.name, Hooks(aside=frozenset([COMMITMENT])))
+    family = RVQFamily(loss, found.sizes.codebooks, quantising, backend.name, Hooks(aside=frozenset([COMMITMENT])))
     plan = codec.CodecPlan(
         stages=stages(options.curriculum, options.epochs, options.batch_size, options.segment_length),
         seed=options.seed,
@@ -93,7 +75,7 @@ def _task(
         workers=options.num_workers,
         samples=options.samples,
     )
-    options.check_lengths(plan.stages, found.rate_hz)
+    options.check_lengths(plan.stages, rate_hz)
     weights = {**backend.parameters(found.model), **rvq_codec.buffers(family, found.model)}
     identity = {
         "training data": segments.fingerprint(training),

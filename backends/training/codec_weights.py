@@ -1,10 +1,10 @@
-"""Configurations and weights of the codecs that `codec_run` trains: those of a scale, and files that hold them."""
+"""The codecs that `codec_run` trains: opened or made anew at a scale, and written to files."""
 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,6 +19,33 @@ from backends.layouts.rules import to_theirs
 KERNELS = ("kernel", "last_kernel", "residual_kernel")
 
 
+class Sizes(Protocol):
+    """What training asks of a codec's configuration."""
+
+    @property
+    def sample_rate_hz(self) -> int: ...
+    @property
+    def frame_samples(self) -> int: ...
+    @property
+    def codebooks(self) -> int: ...
+    @property
+    def entries(self) -> int: ...
+    @property
+    def code_width(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A codec to train."""
+
+    name: str
+    model: Any  # see `backends.training.rvq_codec`
+    from_scratch: bool  # whether its weights are random
+    sizes: Sizes
+    decodes: Callable[[str], bool]  # whether a parameter of this name is the decoder's
+    write: Callable[[Path], Path]  # into this folder; returns the weights file
+
+
 @dataclass(frozen=True)
 class CodecKind:
     """A family of codecs that training makes, opens and writes.
@@ -27,6 +54,10 @@ class CodecKind:
     scales      configurations by name
     checked     fills in what a configuration of ours leaves out; raises ValueError
     wrong       of a configuration: problems, and whether it has them, besides those of all codecs (`_wrong`)
+    sizes       of a configuration
+    decoder     what the names of the decoder's parameters begin with
+    opened      the checkpoint of a weights file, directory or Hub id
+    fresh       a checkpoint of random weights, by configuration and seed
     mlx, torch  open a checkpoint as the native codec
     """
 
@@ -35,8 +66,25 @@ class CodecKind:
     scales: Mapping[str, Settings]
     checked: Callable[[Mapping[str, Any]], Settings]
     wrong: Callable[[Settings], Mapping[str, object]]
+    sizes: Callable[[Settings], Sizes]
+    decoder: tuple[str, ...]
+    opened: Callable[[str], Checkpoint]
+    fresh: Callable[[Settings, int], Checkpoint]
     mlx: Callable[[Checkpoint], Any]
     torch: Callable[[Checkpoint], Any]
+
+    def codec(self, backend: Backend, source: str | None, scale: str | None, seed: int) -> Codec:
+        """The codec of --codec `source`, or else with random weights at --scale `scale`. Raises InputError."""
+        checkpoint = self.fresh(self.settings(str(scale)), seed) if source is None else self.opened(source)
+        settings, model = checkpoint.settings, self.native(backend, checkpoint)
+        return Codec(
+            name=self.family.title,
+            model=model,
+            from_scratch=source is None,
+            sizes=self.sizes(settings),
+            decodes=lambda name: name.startswith(self.decoder),
+            write=lambda folder: self.save(folder, tensors(backend, model), settings),
+        )
 
     def settings(self, scale: str) -> Settings:
         """The configuration that --scale asks for: a name, or a JSON file in transformers' form or ours.
@@ -79,10 +127,6 @@ class CodecKind:
         write_text(folder / "config.json", json.dumps(config, indent=1))
         named = to_theirs(tensors, self.family.rules(self.layout, dict(settings)), self.family.title)
         return write(folder / "model.safetensors", dict(named))
-
-    def writer(self, backend: Backend, model: Any, settings: Settings) -> Callable[[Path], Path]:
-        """What writes the model as it is then into a folder."""
-        return lambda folder: self.save(folder, tensors(backend, model), settings)
 
 
 def tensors(backend: Backend, model: Any) -> dict[str, np.ndarray]:

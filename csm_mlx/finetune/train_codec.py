@@ -11,7 +11,7 @@ from backends.training import launch
 from backends.training.codec_options import CodecOptions
 from backends.training.codec_run import run
 from backends.training.loop import Result
-from csm_mlx.codec_task import codec
+from csm_mlx.codec_task import KIND
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ def train_codec(options: TrainCodecOptions) -> Result:
 
     Writes the best codec to best/ and the newest to last/, in transformers' layout.
     """
-    return run(codec, options)
+    return run(KIND, options)
 
 
 if __name__ == "__main__":

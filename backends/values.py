@@ -19,8 +19,8 @@ def check_number(
     """
     kind = numbers.Integral if what == "a whole number" else numbers.Real
     if isinstance(value, kind) and not isinstance(value, bool):
-        number = float(value)
-        if math.isfinite(number) and least <= number <= most and not (above and number == least):
+        number: Any = value
+        if least <= number <= most and number < math.inf and not (above and number == least):  # NaN is not
             return
     shown = value if isinstance(value, numbers.Real) else repr(value)
     limit = "" if math.isinf(most) else f" to {most:g}"
@@ -29,11 +29,10 @@ def check_number(
 
 @contextmanager
 def as_options(names: Mapping[str, str]) -> Iterator[None]:
-    """Let errors name options instead of values: {"top_p": "--top-p"}."""
+    """Let errors name options instead of values: {"top_p": "--top-p"}. What is quoted or part of a path stays."""
     try:
         yield
     except InputError as error:
         known = "|".join(map(re.escape, names))
-        raise InputError(
-            re.sub(rf"(?<![\w./-])({known})(?![\w./-])", lambda found: names[found[1]], str(error))
-        ) from error
+        words = rf"""'[^']*'|"[^"]*"|(?<![\w./-])(?:{known})(?![\w./-])"""
+        raise InputError(re.sub(words, lambda found: names.get(found[0], found[0]), str(error))) from error

@@ -26,6 +26,7 @@ from musicgen_mlx.engines import load_engine
 from musicgen_mlx.music import Engine, Request, Sampling, generate, read_prompt
 
 NAMES = {
+    "text": "--prompt",
     "duration_s": "--duration",
     "window_s": "--window",
     "stride_s": "--stride",

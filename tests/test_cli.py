@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from backends import cli
 from backends.errors import InputError
+from backends.values import as_options, check_number
 
 
 @dataclass
@@ -69,3 +71,29 @@ def test_an_empty_path_of_a_config_file_is_named(tmp_path):
     (tmp_path / "options.json").write_text('{"output_dir": ""}', encoding="utf-8")
     with pytest.raises(InputError, match="^--output-dir is empty: expected a path$"):
         cli.parse(Paths, ["--config", str(tmp_path / "options.json")])
+
+
+def test_errors_name_options_for_values_but_not_in_what_is_quoted_or_a_path():
+    with pytest.raises(InputError) as refusal, as_options({"top_p": "--top-p", "text": "--prompt"}):
+        raise InputError("text 'my text': top_p 2, not text/top_p or top_p.wav")
+    assert str(refusal.value) == "--prompt 'my text': --top-p 2, not text/top_p or top_p.wav"
+
+
+@pytest.mark.parametrize(
+    ("value", "options", "said"),
+    [
+        (True, {}, "n True: expected a number from 0"),
+        (None, {}, "n None: expected a number from 0"),
+        ("2", {"what": "seconds", "above": True}, "n '2': expected seconds above 0"),
+        (0, {"above": True}, "n 0: expected a number above 0"),
+        (2.0, {"what": "a whole number"}, "n 2.0: expected a whole number from 0"),
+        (1.5, {"most": 1}, "n 1.5: expected a number from 0 to 1"),
+        (np.float32("nan"), {}, "n nan: expected a number from 0"),
+    ],
+)
+def test_numbers_are_checked(value, options, said):
+    with pytest.raises(InputError) as refusal:
+        check_number("n", value, **options)
+    assert str(refusal.value) == said
+    for good in (1, np.int32(1), np.int64(1)):
+        check_number("n", good, 1, 1, what="a whole number")

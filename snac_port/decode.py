@@ -56,7 +56,7 @@ def main(options: DecodeOptions) -> None:
         said = f"{report.duration_s:.2f} s, real-time factor {report.real_time_factor:.3f}"
         print(f"{source} -> {target}: {said}", flush=True)
 
-    files.each(work, decode)
+    files.do_all(work, decode)
 
 
 def decode_tokens(codec: Codec, source: Path, target: Path, options: DecodeOptions) -> float:

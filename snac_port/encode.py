@@ -66,7 +66,7 @@ def main(options: EncodeOptions) -> None:
             count = _write_tokens(codec, audio, target, options)
             print(f"{source}{heard} -> {target}: {audio.duration_s:.2f} s in {count:,} tokens", flush=True)
 
-    files.each(work, encode)
+    files.do_all(work, encode)
 
 
 def _write_tokens(codec: Codec, source: AudioFile, target: Path, options: EncodeOptions) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 from backends.atomic import behind_link, check_apart, check_folder
 from backends.data.audio import FORMATS
 from backends.data.metrics import Comparison
+from backends.data.segments import NAMED, tried
 from backends.data.stream import AudioFile, checked_target, open_audio, write_stream
 from backends.errors import InputError
 from snac_port.codec import Codec
@@ -107,22 +108,19 @@ def pairs(source: Path, target: Path, suffixes: Sequence[str], new_suffix: str |
     return made
 
 
-def each(
+def do_all(
     work: list[tuple[Path, Path]], do: Callable[[Path, Path], object], then: Callable[[], object] = lambda: None
 ) -> None:
-    """Do all pairs, and `then`. A file of a folder that is bad does not stop the others: they are named at the end."""
-    bad: list[str] = []
-    for source, target in work:
-        try:
-            do(source, target)
-        except InputError as error:
-            if len(work) == 1:
-                raise
-            bad.append(str(error))
-    if len(bad) < len(work):
+    """Do all pairs, and `then`. A file of a folder that is bad does not stop the others: some are named at the end."""
+    done, bad = tried(work, lambda pair: do(*pair))
+    if done:
         then()
-    if bad:
-        raise InputError(f"{len(bad)} of {len(work)} files failed: " + "; ".join(bad))
+    errors = [error for _, error in bad]
+    if errors and len(work) == 1:
+        raise errors[0]
+    if errors:
+        more = f" and {len(errors) - NAMED} more" if len(errors) > NAMED else ""
+        raise InputError(f"{len(errors)} of {len(work)} files failed: {'; '.join(map(str, errors[:NAMED]))}{more}")
 
 
 AUDIO_SUFFIXES, CODE_SUFFIXES = FORMATS, (SUFFIX,)

@@ -46,7 +46,7 @@ def main(options: InferenceOptions) -> None:
         if len(qualities) > 1:
             print(f"mean of {len(qualities)} files: {_said(np.mean(qualities, axis=0))}")
 
-    files.each(work, reconstruct, mean)
+    files.do_all(work, reconstruct, mean)
 
 
 def _line(report: files.Report, codec: Codec) -> str:

@@ -68,7 +68,7 @@ def main(options: StatsOptions) -> None:
         counts[...] += levels
         durations_s.append(duration_s)
 
-    files.each(work, add, lambda: _write(options.output, counts, durations_s, codec.config))
+    files.do_all(work, add, lambda: _write(options.output, counts, durations_s, codec.config))
 
 
 def _check_own(output: Path) -> None:

@@ -27,6 +27,7 @@ END = 1 << 16  # bytes
 NAMED = 5  # bad files, by one error
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -192,21 +193,27 @@ def source(
 
 
 def each(paths: Iterable[Path], look: Callable[[Path], T]) -> list[T]:
-    """What `look` finds in each file. Those that it refuses are one InputError that names them.
-
-    A cache that cannot be written is no file's fault, and ends the search.
-    """
-    found, bad = [], []
-    for path in paths:
-        try:
-            found.append(look(path))
-        except CacheError:
-            raise
-        except InputError as error:
-            bad.append((path, error))
+    """What `look` finds in each file. Those that it refuses are one InputError that names them."""
+    found, bad = tried(paths, look)
     if bad:
         raise _refused(bad)
     return found
+
+
+def tried(items: Iterable[Item], look: Callable[[Item], T]) -> tuple[list[T], list[tuple[Item, InputError]]]:
+    """What `look` finds in each item, and the items that it refuses.
+
+    A cache that cannot be written is no item's fault, and ends the search.
+    """
+    found, bad = [], []
+    for item in items:
+        try:
+            found.append(look(item))
+        except CacheError:
+            raise
+        except InputError as error:
+            bad.append((item, error))
+    return found, bad
 
 
 def _refused(bad: Sequence[tuple[Path, InputError]]) -> InputError:

@@ -192,6 +192,17 @@ def test_a_bad_file_of_a_folder_does_not_stop_the_others(tmp_path, recordings, c
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.snac"]
 
 
+def test_of_many_bad_files_only_some_are_named(tmp_path, capsys):
+    source = tmp_path / "in"
+    source.mkdir()
+    for number in range(8):
+        (source / f"{number}.wav").write_bytes(b"no audio")
+    line = refused(capsys, "encode", "--input", source, "--output", tmp_path / "out")
+    assert line.startswith("8 of 8 files failed: ")
+    assert re.findall(r"(\d)\.wav: not readable", line) == list("01234")
+    assert line.endswith(" and 3 more")
+
+
 @pytest.mark.parametrize(("command", "output"), [("inference", "a.wav"), ("encode", "a.snac"), ("encode", "a.txt")])
 def test_a_cut_recording_is_named_and_does_not_stop_the_others(tmp_path, recordings, capsys, command, output):
     source = tmp_path / "in"

@@ -6,6 +6,10 @@ from backends.errors import InputError
 
 LARGEST = 2**32 - 1  # of a key; only the lower 32 bits of larger ones, and of negative ones, count
 
+# Keys that tell streams of one run apart.
+TRAINING, VALIDATION, CROPS_FOR_KMEANS = 0, 1, 2  # whose crops and noise a codec's are
+KMEANS, REVIVAL, QUANTIZER, KMEANS_OF_SNAC, MUSIC_SEGMENTS, DEPTH_FRAMES = range(901, 907)
+
 _LEAST = np.float32(2**-25)  # half of the least number that is drawn besides 0, which has no logarithm
 
 
@@ -16,7 +20,7 @@ def check(seed: int, option: str) -> None:
 
 
 def mix(*keys: int) -> int:
-    """A 63-bit seed that depends on every key, e.g. mix(seed, step, rank)."""
+    """A 63-bit seed that depends on every key, e.g. mix(seed, step, rank), but not on zeros at their end."""
     return int(_sequence(keys).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 

@@ -23,10 +23,9 @@ import numpy as np
 
 from backends.base import Batch, Hooks, Sample, World
 from backends.data.batching import epoch_updates, in_order, pad_length, pad_stack
-from backends.seeds import rng
+from backends.seeds import DEPTH_FRAMES, rng
 from csm_mlx.model import CSM
 
-DEPTH = 906  # the random stream of the frames that the depth decoder trains on
 MIN_DEPTH_FRAMES = 32  # an update trains the depth decoder on at least so many frames, if it has them
 
 
@@ -87,7 +86,9 @@ class CSMTask:
     def batches(self, epoch: int, start: int) -> Iterator[list[Batch]]:
         for update, cuts in enumerate(self._updates(epoch)[start:], start):
             examples = [[self.train[index] for index in cut] for cut in cuts]
-            drawn = draw_depth_frames(examples, self.plan.depth_fraction, rng(self.plan.seed, epoch, update, DEPTH))
+            drawn = draw_depth_frames(
+                examples, self.plan.depth_fraction, rng(self.plan.seed, epoch, update, DEPTH_FRAMES)
+            )
             pairs = list(zip(examples, drawn, strict=True))[self.world.rank :: self.world.size]
             yield [collate(batch, frames) for batch, frames in pairs]
 

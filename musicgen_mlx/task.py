@@ -20,12 +20,11 @@ import numpy as np
 
 from backends.base import Batch, Hooks, Sample, World
 from backends.data.batching import epoch_updates, in_order, pad_length, pad_stack
-from backends.seeds import rng
+from backends.seeds import MUSIC_SEGMENTS, rng
 from musicgen_mlx import pattern
 from musicgen_mlx.config import MusicGenConfig
 from musicgen_mlx.dataset import Clip
 
-SEGMENTS = 905  # the random stream of segments and dropped conditions
 Rows = Callable[[str], np.ndarray]  # a description -> the text encoder's rows (L, W)
 
 
@@ -117,7 +116,7 @@ class MusicGenTask:
 
     def _segment(self, visit: int, epoch: int) -> Segment:
         """The segment of a visit: its number counts through the clips, once for each of the plan's visits."""
-        clip, draw = self.train[visit % len(self.train)], rng(self.plan.seed, epoch, visit, SEGMENTS)
+        clip, draw = self.train[visit % len(self.train)], rng(self.plan.seed, epoch, visit, MUSIC_SEGMENTS)
         start = int(draw.integers(0, max(1, len(clip) - self.plan.segment_frames + 1)))
         dropped = draw.random() < self.plan.condition_dropout
         codes = clip.codes[:, start : start + self.plan.segment_frames]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from backends.data.segments import Source
-from backends.seeds import mix
+from backends.seeds import KMEANS_OF_SNAC, mix
 from backends.training.codebooks import kmeans_crops
 from backends.training.kmeans import kmeans_start, nearest
 
@@ -39,6 +39,6 @@ def starter(source: Source, entries: int, after: int, seed: int) -> Callable[[An
 
     def after_step(model: Any, step: int) -> None:
         if step == after:
-            model.start_codebooks(kmeans_crops(source, entries, units, mix(seed, 904)), seed)
+            model.start_codebooks(kmeans_crops(source, entries, units, mix(seed, KMEANS_OF_SNAC)), seed)
 
     return after_step

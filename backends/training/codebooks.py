@@ -9,10 +9,9 @@ import numpy as np
 
 from backends.base import Batch
 from backends.data.segments import Source
-from backends.seeds import rng
+from backends.seeds import CROPS_FOR_KMEANS, QUANTIZER, REVIVAL, rng
 
 VECTORS_PER_ENTRY = 16  # that k-means wants
-KMEANS_STREAM = 2  # the random stream of the crops that it sees; 0 and 1 are `backends.training.codec`'s
 
 
 def quantizer_draws(
@@ -30,7 +29,7 @@ def quantizer_draws(
 
 def revival_draw(seed: int, step: int, *, codebooks: int, entries: int, slots: int) -> np.ndarray:
     """Which slot (K, V) revives an entry, should it be dead: no slot twice before all were used once."""
-    draw = rng(seed, step, 902)
+    draw = rng(seed, step, REVIVAL)
     rounds = -(-entries // slots)
     order = [np.concatenate([draw.permutation(slots) for _ in range(rounds)])[:entries] for _ in range(codebooks)]
     return np.stack(order).astype(np.int32)
@@ -45,7 +44,7 @@ def perplexity(usage: np.ndarray) -> np.ndarray:
 def _of_segment(
     key: int, codebooks: int, frames: int, dropout: float, bypass: float, slots: int
 ) -> dict[str, np.ndarray]:
-    draw = rng(key, key >> 32, 903)
+    draw = rng(key, key >> 32, QUANTIZER)
     dropped, bypassed = draw.random(2)
     some = draw.integers(1, codebooks + 1)
     row = {
@@ -60,5 +59,5 @@ def _of_segment(
 
 def kmeans_crops(source: Source, entries: int, units: int, seed: int) -> Iterator[np.ndarray]:
     """Audio (1, samples), float32, of at most so many units each: vectors enough to start so many entries from."""
-    for audio in source.excerpts(VECTORS_PER_ENTRY * entries, units, seed, KMEANS_STREAM):
+    for audio in source.excerpts(VECTORS_PER_ENTRY * entries, units, seed, CROPS_FOR_KMEANS):
         yield audio[None].astype(np.float32)

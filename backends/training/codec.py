@@ -16,10 +16,8 @@ import numpy as np
 
 from backends.base import Batch, Hooks, Sample, World
 from backends.data.segments import Segment, Source, batches_of
-from backends.seeds import mix
+from backends.seeds import TRAINING, VALIDATION, mix
 from backends.training.curriculum import Stage, stage_of
-
-TRAIN, VALIDATE = 0, 1  # which random stream a segment's crop and noise come from
 
 
 class Family(Protocol):
@@ -87,7 +85,7 @@ class CodecTask:
         with ThreadPoolExecutor(self.plan.workers) as pool:
             for group in groups[start:]:
                 mine = group[self.world.rank :: self.world.size]
-                loaded = list(pool.map(lambda item: self._load(self.train, item, TRAIN, epoch), mine))
+                loaded = list(pool.map(lambda item: self._load(self.train, item, TRAINING, epoch), mine))
                 yield [self._batch(part, epoch, training=True) for part in self._micro(loaded, epoch)]
 
     def terms(self, model: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -113,7 +111,7 @@ class CodecTask:
         groups = list(batches_of(numbered, min(self.plan.validation_batch, self._micro_size(epoch))))
         with ThreadPoolExecutor(self.plan.workers) as pool:
             for group in groups[self.world.rank :: self.world.size]:
-                loaded = list(pool.map(lambda item: self._load(source, item, VALIDATE, 0), group))
+                loaded = list(pool.map(lambda item: self._load(source, item, VALIDATION, 0), group))
                 yield self._batch(loaded, epoch, training=False)
 
     def sample(self, model: Any, step: int) -> list[Sample]:
@@ -123,7 +121,7 @@ class CodecTask:
         segments = source.plan(units, seed=self.plan.seed, epoch=0)[: self.plan.samples]
         made = []
         for item in enumerate(segments):
-            audio, _, key = self._load(source, item, VALIDATE, 0)
+            audio, _, key = self._load(source, item, VALIDATION, 0)
             if step == 0:
                 made.append(Sample(f"original_{item[0]}", _caption(source, item[1]), audio, source.rate_hz))
             rebuilt = self.family.reconstruct(model, audio, key)

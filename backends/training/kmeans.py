@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from backends.seeds import rng
+from backends.seeds import KMEANS, rng
 
 _AT_ONCE = 1 << 24  # distances held at a time
 
@@ -13,7 +13,7 @@ def kmeans_start(vectors: np.ndarray, entries: int, seed: int, rounds: int = 20)
     A centre that loses all its vectors moves to the vector that is farthest from its own. With fewer distinct vectors
     than entries, each of them is one, and the rest are copies a little beside.
     """
-    draw = rng(seed, 901)
+    draw = rng(seed, KMEANS)
     distinct = np.unique(vectors, axis=0)
     if len(distinct) <= entries:
         return _beside(distinct, entries, draw)

@@ -241,20 +241,12 @@ class _Run:
             restored = state.restore(
                 newest, self.backend, self.model, self.task.hooks, self.step, self.settings, report
             )
-        self._same_start(restored)
+        state.check_same_start(self.backend.world, self.directory, restored)
         if not self.options.resume and self.chief:
             self.checkpoints.clear()  # only now that nothing is refused any more
         if restored.stopped and (not self.options.patience or restored.stale < self.options.patience):
             return replace(restored, stopped="")
         return restored
-
-    def _same_start(self, restored: RunState) -> None:
-        ranks = self.backend.world.size
-        if self.backend.world.sum([float(restored.step)]) != [float(ranks * restored.step)]:
-            raise InputError(
-                f"--output-dir {self.directory}: the {ranks} processes find different checkpoints there: "
-                "give a folder that all of them share"
-            )
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.state.step % every == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.adapters.files import load_trained
-from backends.base import Backend, Hooks, Metrics, TrainStep
+from backends.base import Backend, Hooks, Metrics, TrainStep, World
 from backends.errors import InputError
 from backends.training import lock
 from backends.training.checkpoints import MANIFEST, Checkpoints, damage
@@ -80,6 +80,15 @@ def restore(
     state = RunState(**payload["state"])
     report(f"resuming from {path}: step {state.step}, epoch {state.epoch}")
     return state
+
+
+def check_same_start(world: World, directory: Path, state: RunState) -> None:
+    """Raise InputError where the ranks do not continue from the same step."""
+    if world.sum([float(state.step)]) != [float(world.size * state.step)]:
+        raise InputError(
+            f"--output-dir {directory}: the {world.size} processes find different checkpoints there: "
+            "give a folder that all of them share"
+        )
 
 
 def given_checkpoint(options: TrainOptions) -> Path | None:

@@ -38,7 +38,7 @@ class LoRASpec:
     use_dora: bool = False
 
     def __post_init__(self) -> None:
-        check_number("--lora-rank", self.rank, 1, what="a whole number")
+        check_number("--lora-rank", self.rank, 1, whole=True)
         check_number("--lora-alpha", self.alpha, above=True)
         if not 0.0 <= self.dropout < 1.0:
             raise InputError(f"--dropout {self.dropout}: expected 0 <= dropout < 1")

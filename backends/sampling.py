@@ -33,7 +33,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check_number("temperature", self.temperature)
-        check_number("top_k", self.top_k, what="a whole number")
+        check_number("top_k", self.top_k, whole=True)
         check_number("top_p", self.top_p, most=1)
         check_number("min_p", self.min_p, most=1)
 

@@ -3,6 +3,7 @@
 Those that lie beside the weights are used; otherwise the pinned ones below are fetched when first needed.
 """
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,23 +21,26 @@ from csm_mlx.tokens import TextTokenizer
 
 CODEC = "kyutai/moshiko-pytorch-bf16"  # where Sesame's own code takes Mimi from
 TOKENIZER = "unsloth/Llama-3.2-1B"  # the ungated copy that the CSM ports use
+_READING = threading.Lock()  # of several threads that need a companion, one reads it
 TINY_TOKENIZER = Path(__file__).parent / "assets" / "tiny_tokenizer.json"
 
 
 def codec_of(model: Any) -> Mimi:
     """The model's codec, fetched at first use."""
     kept = model._companions
-    if "codec" not in kept:
-        kept["codec"] = tiny.codec(model.config.mimi) if model.config.name == "csm_tiny" else load_codec(CODEC)
-    return kept["codec"]
+    with _READING:
+        if "codec" not in kept:
+            kept["codec"] = tiny.codec(model.config.mimi) if model.config.name == "csm_tiny" else load_codec(CODEC)
+        return kept["codec"]
 
 
 def tokenizer_of(model: Any) -> TextTokenizer:
     """The model's text tokenizer, fetched at first use."""
     kept = model._companions
-    if "tokenizer" not in kept:
-        kept["tokenizer"] = load_tokenizer(TINY_TOKENIZER if model.config.name == "csm_tiny" else TOKENIZER)
-    return kept["tokenizer"]
+    with _READING:
+        if "tokenizer" not in kept:
+            kept["tokenizer"] = load_tokenizer(TINY_TOKENIZER if model.config.name == "csm_tiny" else TOKENIZER)
+        return kept["tokenizer"]
 
 
 def load_tokenizer(source: str | Path) -> TextTokenizer:

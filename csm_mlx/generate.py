@@ -88,7 +88,7 @@ class GenerateOptions:
 
     def _check_numbers(self) -> None:
         self.sampler()
-        check_number("--speaker", self.speaker, what="a whole number")
+        check_number("--speaker", self.speaker, whole=True)
         check_number("--max-audio-length-ms", self.max_audio_length_ms, what="milliseconds")
         if self.seed is not None:
             seeds.check(self.seed, "--seed")

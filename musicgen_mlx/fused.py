@@ -41,7 +41,7 @@ def fused_path(model: MusicGen, steps: int) -> "FusedPath | None":
     joined = joining_pays(model.config.width, steps)
 
     def serves(path: FusedPath) -> bool:
-        return path.joined >= joined and is_current(model, path.source)
+        return (path.joined or not joined) and is_current(model, path.source)
 
     return model.kept("fused", serves, lambda: FusedPath(model, joined=joined))
 

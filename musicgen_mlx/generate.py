@@ -81,7 +81,7 @@ class GenerateOptions:
     """Quantise the model's weights to so many bits (MLX)."""
 
     def __post_init__(self) -> None:
-        check_number("--samples", self.samples, 1, what="a whole number")
+        check_number("--samples", self.samples, 1, whole=True)
         if self.seed is not None:
             seeds.check(self.seed, "--seed")
         for path in self.paths():

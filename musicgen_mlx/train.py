@@ -24,7 +24,6 @@ from backends.training.loop import Result, train
 from backends.training.options import check_precision
 from backends.training.settings import Settings
 from backends.training.state import check_early, frozen_identity
-from backends.values import as_options
 from musicgen_mlx import dataset
 from musicgen_mlx.config import MusicGenConfig, of_scale
 from musicgen_mlx.studio import Studio, from_pretrained, from_scratch
@@ -189,8 +188,10 @@ def _identity(backend: Backend, studio: Studio, task: MusicGenTask) -> dict[str,
 
 def _sample_prompt(options: MusicGenOptions, studio: Studio, paths: list[Path]) -> str:
     if studio.config.condition != "none":
-        with as_options({"text": "--sample-prompt: text"}):
+        try:
             studio.tokenizer().ids(options.sample_prompt or "")
+        except InputError as error:
+            raise InputError(f"--sample-prompt: {error}") from error
         return dataset.any_description(paths) if options.sample_prompt is None else options.sample_prompt
     if options.sample_prompt:
         raise InputError("--sample-prompt: this model takes no prompt; leave it out, or train with --conditioner text")

@@ -54,13 +54,14 @@ def main(options: PrepareOptions) -> None:
     paths = find(options.input_dir, "--input_dir")
     _apart(options)
     check_folder(options.output_dir, f"--output_dir {options.output_dir}")
+    earlier = Split.read(options.output_dir)
+    _check_own(options.output_dir, {*earlier.sides, *(_relative(path, options) for path in paths)})
     problems = {path: _problem(path) for path in tqdm(paths, desc="checking", unit="file")}
     for line in _report([problem for problem in problems.values() if problem] + _unread(options.input_dir)):
         print(line)
     for path in paths:
         if not problems[path] and (said := _shorter(path)):
             print(said)
-    earlier = Split.read(options.output_dir)
     split = earlier.renewed([_relative(path, options) for path in paths if not problems[path]], options)
     split.place(options, earlier)
     counts = [list(split.sides.values()).count(side) for side in SIDES]

@@ -73,10 +73,23 @@ def test_an_empty_path_of_a_config_file_is_named(tmp_path):
         cli.parse(Paths, ["--config", str(tmp_path / "options.json")])
 
 
-def test_errors_name_options_for_values_but_not_in_what_is_quoted_or_a_path():
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            "text 'my text': top_p 2, not text/top_p or top_p.wav",
+            "--prompt 'my text': --top-p 2, not text/top_p or top_p.wav",
+        ),
+        ("text: none", "--prompt: none"),
+        ("/tmp/my text 2.wav: no such audio file", "/tmp/my text 2.wav: no such audio file"),
+        ("it has tokens past the text encoder's vocabulary", "it has tokens past the text encoder's vocabulary"),
+        ("top_p", "--top-p"),
+    ],
+)
+def test_errors_name_options_for_values_but_not_in_quotes_paths_and_prose(error, said):
     with pytest.raises(InputError) as refusal, as_options({"top_p": "--top-p", "text": "--prompt"}):
-        raise InputError("text 'my text': top_p 2, not text/top_p or top_p.wav")
-    assert str(refusal.value) == "--prompt 'my text': --top-p 2, not text/top_p or top_p.wav"
+        raise InputError(error)
+    assert str(refusal.value) == said
 
 
 @pytest.mark.parametrize(
@@ -86,7 +99,7 @@ def test_errors_name_options_for_values_but_not_in_what_is_quoted_or_a_path():
         (None, {}, "n None: expected a number from 0"),
         ("2", {"what": "seconds", "above": True}, "n '2': expected seconds above 0"),
         (0, {"above": True}, "n 0: expected a number above 0"),
-        (2.0, {"what": "a whole number"}, "n 2.0: expected a whole number from 0"),
+        (2.0, {"whole": True}, "n 2.0: expected a whole number from 0"),
         (1.5, {"most": 1}, "n 1.5: expected a number from 0 to 1"),
         (np.float32("nan"), {}, "n nan: expected a number from 0"),
     ],
@@ -96,4 +109,4 @@ def test_numbers_are_checked(value, options, said):
         check_number("n", value, **options)
     assert str(refusal.value) == said
     for good in (1, np.int32(1), np.int64(1)):
-        check_number("n", good, 1, 1, what="a whole number")
+        check_number("n", good, 1, 1, whole=True)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import import_module
-from itertools import count
 from typing import Any
 
 import mlx.core as mx
@@ -22,7 +21,6 @@ from csm_mlx.finetune.lora import apply_lora_to_model, merge_lora_weights
 from csm_mlx.generation import FrameRun, prompt_rows
 from musicgen_mlx import MusicGen, Request, companions, condition, load_engine, stream_generate
 from musicgen_mlx import generate as play
-from musicgen_mlx.decode import Decoder
 from musicgen_mlx.generation import generate_codes
 from musicgen_mlx.load import save_pretrained
 from musicgen_mlx.tiny import model as tiny
@@ -212,24 +210,20 @@ def test_steps_of_other_settings_are_traced_at_once(make, work, monkeypatch):
     assert (made[0] != made[3]).any()
 
 
-@pytest.mark.parametrize("make", [lambda: adapted(CSM.from_pretrained("tiny")), in_half])
-def test_a_compiled_step_is_a_run_s_own_whatever_others_keep(make, monkeypatch):
-    """Where a run's settings are looked up, another thread's take their place just before."""
-    model, plain, others = make(), Sampler.__hash__, count(1)
+def test_a_compiled_step_is_a_run_s_own_whatever_others_keep():
+    """Just when it has been found, another generation's takes its place."""
+    model, overtook = tiny(), []
 
-    def compiled(temperature: float) -> None:
-        if isinstance(model, CSM):
-            FrameRun(model, Sampler(temperature), (), 0, compile=True)
-        else:
-            Decoder(model, Sampler(temperature), [0], compile=True)._compiled()
+    class Key:
+        def __eq__(self, _other: object) -> bool:
+            overtook.append(True)
+            model._companions["step"] = (Key(), None)
+            return True
 
-    def overtaken(self: Sampler) -> int:
-        if self.temperature == 0.5:
-            at_once([partial(compiled, next(others))])
-        return plain(self)
-
-    monkeypatch.setattr(Sampler, "__hash__", overtaken)
-    compiled(0.5)
+    kept = model.kept_step(Key(), lambda x: x + 1)
+    assert model.kept_step(Key(), lambda x: x + 2) is kept
+    assert overtook == [True]
+    assert kept(mx.array(1)).item() == 2
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-# Of several threads that generate, one makes what they share. One lock for all models: one's own could not be copied.
+# Of several threads that generate, one makes what they share; others, also with other models, wait for a moment.
 _LOCK = threading.Lock()
 
 

@@ -110,7 +110,7 @@ def given_checkpoint(options: TrainOptions) -> Path | None:
         return None
     if not (given / MANIFEST).exists():
         raise InputError(
-            f"--resume-from {given}: is no checkpoint, {_checkpoint_near(given)}; a run goes on by its own command"
+            f"--resume-from {given}: is no checkpoint, {_checkpoint_near(given)}; to continue a run, repeat its command"
         )
     if problem := damage(given):
         raise InputError(f"--resume-from {given}: {problem}; give another checkpoint, such as RUN/checkpoints/step_100")

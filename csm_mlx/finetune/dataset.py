@@ -95,7 +95,8 @@ def examples(
         turns = _within_positions(heard, model)
         if any(turn.wanted for turn in turns):
             made.append(_example(turns))
-            shortened += [last] * (len(turns) < len(heard))
+            if len(turns) < len(heard):
+                shortened.append(last)
         elif heard and not turns:
             too_long.append((last, len(heard[-1])))
         else:

@@ -264,14 +264,19 @@ def test_all_bad_recordings_are_named_before_any_is_encoded(lora, capsys, tmp_pa
     assert not encoded
 
 
-def test_recordings_that_are_trained_on_are_not_validated_on(lora, dataset, capsys, tmp_path):
+def test_recordings_that_are_trained_and_validated_on_are_noted(lora, dataset, capsys, tmp_path):
     rows = json.loads(dataset.read_text(encoding="utf-8"))
     held_out = tmp_path / "val.json"
-    held_out.write_text(json.dumps(rows[:1]), encoding="utf-8")
-    with pytest.raises(SystemExit):
-        lora("--val-path", held_out)
-    name = Path(rows[0]["audio_path"]).name
-    assert f"--val-path {held_out}: {name} is one of the recordings in --data-path" in capsys.readouterr().err
+    held_out.write_text(json.dumps([*rows[1:2], *_row(audio_path=str(DEMO / "9_george_5.wav"))]), encoding="utf-8")
+    note = f"note: 1 of 2 recordings to validate on are trained on too, such as {Path(rows[1]['audio_path']).name}: "
+    lora("--val-path", held_out)
+    assert note in capsys.readouterr().out
+    lora("--val-path", held_out, "--mask-speakers", rows[1]["speaker_id"], output=tmp_path / "context")  # not a target
+    assert "note: " not in capsys.readouterr().out
+    twice = tmp_path / "twice.json"
+    twice.write_text(json.dumps(rows[:1] * 4), encoding="utf-8")
+    lora("--val-split", 0.5, data=twice, output=tmp_path / "split")
+    assert "note: 1 of 1 recordings to validate on are trained on too" in capsys.readouterr().out
 
 
 def test_stereo_and_other_rates_are_taken(tmp_path):

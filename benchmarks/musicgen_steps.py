@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from backends import blas, cli
+from backends.errors import InputError
 from benchmarks import musicgen_contestants as contestant
 from benchmarks.musicgen_contestants import Run
 from benchmarks.one_process import cost
@@ -51,6 +52,10 @@ class Options:
     """Run this one only, once, in this process; used by the benchmark itself."""
     mlx_examples: Path | None = None
     """The folder `musicgen` of a checkout of mlx-examples."""
+
+    def __post_init__(self) -> None:
+        if self.mlx_examples is not None and not (self.mlx_examples / "musicgen.py").is_file():
+            raise InputError(f"--mlx-examples {self.mlx_examples}: expected the folder that holds musicgen.py")
 
 
 def main(options: Options) -> None:

@@ -20,6 +20,7 @@ from backends import cli, seeds
 from backends.atomic import check_apart
 from backends.data import audio
 from backends.data.stream import checked_target
+from backends.errors import InputError
 from backends.values import as_options, check_number
 from musicgen_mlx.adapters import put_on
 from musicgen_mlx.engines import load_engine
@@ -84,6 +85,8 @@ class GenerateOptions:
         check_number("--samples", self.samples, 1, whole=True)
         if self.seed is not None:
             seeds.check(self.seed, "--seed")
+        if self.continue_from is not None and not self.continue_from.exists():
+            raise InputError(f"--continue-from {self.continue_from}: no such audio file")
         for path in self.paths():
             checked_target(path)
             if self.continue_from is not None:

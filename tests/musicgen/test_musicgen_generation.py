@@ -412,7 +412,7 @@ def test_all_files_are_looked_at_before_the_work(tmp_path, capsys, monkeypatch):
             ["--model", "smal"],
             "--model smal: no such directory, and not a Hub id such as org/name; did you mean small?",
         ),
-        (["--continue-from", "none.wav"], "none.wav: no such audio file"),
+        (["--model", "no-such-model", "--continue-from", "none.wav"], "--continue-from none.wav: no such audio file"),
         (["--lora", "none.safetensors"], "none.safetensors: no such adapter file"),
     ],
 )

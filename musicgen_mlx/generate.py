@@ -85,8 +85,6 @@ class GenerateOptions:
         check_number("--samples", self.samples, 1, whole=True)
         if self.seed is not None:
             seeds.check(self.seed, "--seed")
-        if self.continue_from is not None and not self.continue_from.exists():
-            raise InputError(f"--continue-from {self.continue_from}: no such audio file")
         for path in self.paths():
             checked_target(path)
             if self.continue_from is not None:
@@ -101,7 +99,9 @@ class GenerateOptions:
         return [output.with_name(f"{output.stem}_{index}{output.suffix}") for index in range(count)]
 
     def engine(self) -> Engine:
-        """Load the model."""
+        """Load the model, for which all else must be there."""
+        if self.continue_from is not None and not self.continue_from.exists():
+            raise InputError(f"--continue-from {self.continue_from}: no such audio file")
         found = load_engine(
             self.model, self.backend, self.device, codec=self.codec, text_encoder=self.text_encoder, dtype=self.dtype,
             bits=self.bits,
